@@ -1,0 +1,114 @@
+"""Pretrain the tiny Qwen2 on demonstrations and write it as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from llm.config import MakeTinyConfig
+from llm.tasks import tiny
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word of the task, and padding, end and unknown."""
+    vocabulary = {word: i for i, word in enumerate((PAD, EOS, UNKNOWN, *tiny.WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        model_max_length=128,
+    )
+
+
+def tiny_model(config: MakeTinyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A Qwen2 with fresh weights drawn from `config.seed`, leaving the global generator alone."""
+    shape = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden,
+        intermediate_size=3 * config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Qwen2ForCausalLM(shape)
+
+
+def demonstrations(
+    config: MakeTinyConfig, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`config.rows` prompts with responses as two batches, direct and stepwise, padded right.
+
+    Two batches, because a stepwise response is several times as long as a direct one.
+
+    Returns: (tokens, labels), each [rows, length]; labels are -100 on prompt and padding.
+    """
+    vocabulary = tokenizer.get_vocab()
+    batches: tuple[list, list] = ([], [])
+    for i in range(config.rows):
+        prompt = tiny.make_prompt(tiny.DIFFICULTIES[i % len(tiny.DIFFICULTIES)], rng)
+        stepwise = bool(rng.random() < config.stepwise)
+        response = tiny.demonstration(prompt, stepwise, config.noise, rng)
+        words = prompt.text.split()
+        row = [vocabulary[word] for word in (*words, *response.split(), EOS)]
+        batches[stepwise].append((row, len(words)))
+    return [_pad(batch, vocabulary[PAD]) for batch in batches if batch]
+
+
+def _pad(batch: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(len(row) for row, _ in batch)
+    tokens = torch.tensor([row + [pad] * (length - len(row)) for row, _ in batch])
+    labels = tokens.clone()
+    for label, (row, start) in zip(labels, batch, strict=True):
+        label[:start] = -100
+        label[len(row) :] = -100
+    return tokens, labels
+
+
+def _loss(model: Qwen2ForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+
+
+def pretrain(config: MakeTinyConfig, progress: bool = True) -> Qwen2ForCausalLM:
+    """Fit the demonstrations by next-token cross-entropy on the responses."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(config, tokenizer)
+    rng = np.random.default_rng(config.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    bar = tqdm(range(config.steps), desc="make-tiny", unit="step", disable=not progress)
+    for step in bar:
+        warm = min(1.0, (step + 1) / (0.05 * config.steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * warm * cosine
+        optimizer.zero_grad(set_to_none=True)
+        batches = demonstrations(config, tokenizer, rng)
+        count = sum((labels >= 0).sum() for _, labels in batches)
+        loss = sum(_loss(model, *batch) for batch in batches) / count
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return model
