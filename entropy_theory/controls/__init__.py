@@ -22,9 +22,7 @@ CONTROLS = {
 def parameters(name: str) -> dict[str, float]:
     """Hyper-parameters of the control `name` and their defaults. ValueError if there is no such control."""
     if name not in CONTROLS:
-        raise ValueError(
-            f"unknown control {name!r}; choose from {', '.join(CONTROLS)}, or join several with +"
-        )
+        raise ValueError(f"unknown control {name!r}; choose from {', '.join(CONTROLS)}, or join several with +")
     return {p.name: p.default for p in inspect.signature(CONTROLS[name]).parameters.values()}
 
 
