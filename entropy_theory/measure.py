@@ -1,0 +1,116 @@
+"""What every world logs about a step, by the same functions and under the same names.
+
+Three covariances are kept apart: `cov_state` (exact, per state over all actions: the lemma's), `cov_group`
+(response level, within a prompt) and `cov_token` (the score of Clip-Cov and KL-Cov, over a minibatch's tokens).
+All results are per replica, [...].
+"""
+
+import torch
+from torch import Tensor
+
+from entropy_theory.covariance import TOKENS, centred_product
+from entropy_theory.records import Batch, Objective
+from entropy_theory.reduce import group_mean, token_count, token_mean
+from entropy_theory.remainder import remainder_bound, spread
+from entropy_theory.softmax import entropy, finite_log_probs
+from entropy_theory.theorems import (
+    entropy_change_first_order,
+    entropy_change_second_order,
+    sampled_theorem_1,
+    sampled_theorem_2,
+)
+
+
+def selection(objective: Objective, edited: Objective) -> dict[str, Tensor]:
+    """Tokens a control singled out: those whose mask or weight it changed, or that it gave a penalty.
+
+    Returns: selected_tokens (count), selected_share (of valid tokens) and selected_negative_share (of the
+      selected ones, those with advantage < 0; 0 when none is selected).
+    """
+    selected = (edited.mask != objective.mask) | (edited.weight != objective.weight)
+    for penalty in edited.penalties[len(objective.penalties) :]:
+        selected = selected | (penalty.coef != 0)
+    selected = selected & objective.mask
+    negative = (objective.advantage < 0).to(objective.weight.dtype)
+    return {
+        "selected_tokens": selected.sum(TOKENS),
+        "selected_share": token_mean(selected.to(objective.weight.dtype), objective.mask),
+        "selected_negative_share": token_mean(negative, selected),
+    }
+
+
+def clip_fractions(batch: Batch, objective: Objective) -> dict[str, Tensor]:
+    """Share of valid tokens whose gradient the PPO clip removes, below and above ratio 1."""
+    ratio = torch.exp(batch.logp - batch.old_logp)
+    low = (ratio < 1 - objective.clip_low) & (objective.advantage < 0)
+    high = (ratio > 1 + objective.clip_high) & (objective.advantage > 0)
+    dtype = objective.weight.dtype
+    return {
+        "clip_fraction_low": token_mean(low.to(dtype), objective.mask),
+        "clip_fraction_high": token_mean(high.to(dtype), objective.mask),
+    }
+
+
+def token_covariance(batch: Batch) -> dict[str, Tensor]:
+    """Mean, median, 99th percentile and maximum of the token score of Cui et al. 2025, eq. 10.
+
+    Quantiles are order statistics (no interpolation); all are 0 when no token is valid.
+    """
+    score = centred_product(batch.logp, batch.advantage, batch.mask)
+    ranked = score.masked_fill(~batch.mask, torch.inf).flatten(-2).sort(dim=-1).values
+    last = token_count(batch.mask) - 1
+    found = {"cov_token_mean": token_mean(score, batch.mask)}
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+        value = ranked.gather(-1, (last * share).long().unsqueeze(-1)).squeeze(-1)
+        found[f"cov_token_{name}"] = value.masked_fill(torch.isinf(value), 0.0)
+    return found
+
+
+def group_covariance(batch: Batch) -> Tensor:
+    r"""Each row's part of the covariance between mean token log-prob and advantage within its group.
+
+        (l_i - mean_group l)(A_i - mean_group A),    l_i = mean_t logp_t,    A_i = mean_t A_t
+
+    Cui et al. 2025, section 3 (Fig. 8). Its mean over rows is `cov_group`; over the rows of one difficulty, that
+    group's.
+
+    Returns: [..., rows], nats x advantage units.
+    """
+    count = batch.mask.sum(-1).clamp(min=1)
+    logp = batch.logp.masked_fill(~batch.mask, 0.0).sum(-1) / count
+    advantage = batch.advantage.masked_fill(~batch.mask, 0.0).sum(-1) / count
+    return (logp - group_mean(logp, batch.group)) * (advantage - group_mean(advantage, batch.group))
+
+
+def entropy_change(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """Measured entropy change of a step on probe states beside Lemma 1's predictions, means over the states.
+
+    Args:
+      before, after: logits [..., states, actions] at the sampling temperature; float64 keeps rounding below
+        the change (a float32 step of 1e-7 nats is noise).
+    Returns: measured_entropy_change, predicted_first_order, predicted_second_order, remainder_bound, each [...].
+    """
+    _, probability = finite_log_probs(before)
+    change = torch.where(probability > 0, after - before, 0.0)
+    return {
+        "measured_entropy_change": (entropy(after) - entropy(before)).mean(-1),
+        "predicted_first_order": entropy_change_first_order(before, change).mean(-1),
+        "predicted_second_order": entropy_change_second_order(before, change).mean(-1),
+        "remainder_bound": remainder_bound(spread(change, probability), before.shape[-1]).mean(-1),
+    }
+
+
+def theorem_predictions(batch: Batch, collision: Tensor) -> dict[str, Tensor]:
+    """Theorems 1 and 2 for this minibatch, per unit of step size, from the sampled tokens.
+
+    A network trained with Adam has no tabular step size, so the predictions are rates: nats per unit of it.
+
+    Args:
+      batch: its advantage is the one the step uses; collision: Cov_pi(log pi, pi) at each token's state, E.
+    """
+    first = sampled_theorem_1(batch.logp, batch.entropy, collision, batch.advantage)
+    second = sampled_theorem_2(batch.logp, batch.entropy, batch.advantage)
+    return {
+        "theorem_1_per_step_size": token_mean(first, batch.mask),
+        "theorem_2_per_step_size": token_mean(second, batch.mask),
+    }
