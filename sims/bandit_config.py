@@ -1,0 +1,60 @@
+"""Settings of the bandit world. Imports no torch, so that --help is instant."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BanditConfig:
+    """Softmax policies on K-armed Bernoulli bandits, all seeds and problems at once."""
+
+    control: str = "none"
+    """Entropy control, or several joined by + (see `entropy-theory sim bandit --help`)."""
+    set: dict[str, float] = field(default_factory=dict)
+    """Hyper-parameters of the control, {"name.parameter": value}."""
+    seeds: int = 20
+    """Independent repetitions, trained together."""
+    problems: int = 8
+    """Bandits per seed; metrics are means over them. Problem p has the same arms in every seed."""
+    arms: int = 10
+    """Actions K."""
+    prior_scale: float = 1.0
+    """Standard deviation of the initial logits, nats (0 starts uniform)."""
+    gradient: Literal["sampled", "exact"] = "sampled"
+    """Policy gradient from sampled pulls, or exactly by summing over all arms."""
+    natural: bool = False
+    """Multiply the gradient by the pseudo-inverse of the Fisher matrix."""
+    advantage: Literal["grpo", "rloo"] = "grpo"
+    """Advantage of a sampled pull, over the pulls of one rollout. Exact gradients use reward minus its mean."""
+    samples: int = 64
+    """Pulls per bandit and rollout."""
+    updates_per_rollout: int = 2
+    """Gradient steps on one rollout, at least 2: some controls cannot act on the first."""
+    rollouts: int = 300
+    """Rollouts in the run."""
+    step_size: float = 0.3
+    """Gradient step eta on the logits, nats per advantage unit."""
+    clip_low: float = 0.2
+    """Distance of PPO's lower clip from ratio 1."""
+    clip_high: float = 0.2
+    """Distance of PPO's upper clip from ratio 1."""
+    seed: int = 0
+    """First seed; seed i of the run draws the same numbers whatever the number of seeds."""
+    threads: int = 1
+    """CPU threads."""
+
+    def __post_init__(self):
+        for name in ("seeds", "problems", "samples", "rollouts", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("arms", "updates_per_rollout"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name in ("step_size", "clip_low", "clip_high"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.prior_scale >= 0:
+            raise ValueError(f"prior_scale must be at least 0, got {self.prior_scale}")
+        for name, choices in (("gradient", ("sampled", "exact")), ("advantage", ("grpo", "rloo"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
