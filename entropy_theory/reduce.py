@@ -55,8 +55,8 @@ def lowest(score: Tensor, eligible: Tensor, count: Tensor) -> Tensor:
       score, eligible: [..., rows, steps]; count: [...] integers >= 0.
     Returns: bool [..., rows, steps].
     """
-    flat = torch.where(eligible, score, torch.inf).flatten(-2)
-    order = flat.argsort(dim=-1, stable=True)
+    order = torch.where(eligible, score, torch.inf).flatten(-2).argsort(dim=-1, stable=True)
+    # rank among the eligible only: an eligible score may be infinite too, and must not lose to a token that is not
     rank = torch.empty_like(order)
-    rank.scatter_(-1, order, torch.arange(flat.shape[-1], device=flat.device).expand_as(order))
-    return (rank < count.unsqueeze(-1)).view(score.shape) & eligible
+    rank.scatter_(-1, order, eligible.flatten(-2).gather(-1, order).long().cumsum(-1) - 1)
+    return (rank.view(score.shape) < count[..., None, None]) & eligible
