@@ -205,3 +205,19 @@ def uniform(seed: int, step: int, position: int) -> float:
     gamma = 0x9E3779B97F4A7C15
     key = _mix((_mix(seed * gamma & MASK_64) + step * gamma) & MASK_64)
     return (_mix((key + (position + 1) * gamma) & MASK_64) >> 11) / 2**53
+
+
+# --- bounds on rounding, for comparing with the above -------------------------------------------------------------
+
+
+def centred_product_rounding(x, y, weights, eps: float) -> float:
+    """Bound on the error of one centred product of n weighted entries, ours and the oracle's together.
+
+    With |x| <= X, |y| <= Y and unit roundoff u = eps/2: a weighted mean errs by at most (2n + 4)u X (n products,
+    2n additions, one division; weights rounded once), a deviation of size <= 2X by (2n + 6)u X, the product by
+    2 * 2 * (2n + 6)u XY + 4u XY <= (8n + 28)u XY. The oracle errs by no more: (8n + 28) eps XY for both.
+    """
+    kept = [(abs(float(a)), abs(float(b))) for a, b, w in zip(x, y, weights, strict=True) if w > 0]
+    if not kept:
+        return 0.0
+    return (8 * len(kept) + 28) * eps * max(a for a, _ in kept) * max(b for _, b in kept)
