@@ -1,1 +1,1 @@
-"""LLM world: a GRPO loop on Qwen2 models through `transformers`, and a tiny model to run it on."""
+"""LLM world (part of entropy-theory): a GRPO loop on Qwen models through `transformers`, and a tiny model."""

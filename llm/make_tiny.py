@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from llm.config import MakeTinyConfig
 from llm.tasks import tiny
@@ -17,17 +18,18 @@ PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the task, and padding, end and unknown."""
+    """One token per word of the task, and padding, end and unknown.
+
+    Every word is an added token as well: for any model of type qwen2, AutoTokenizer replaces the rules that
+    split text by Qwen's own (which cut 10 into 1 and 0), but added tokens are matched before any rule.
+    """
     vocabulary = {word: i for i, word in enumerate((PAD, EOS, UNKNOWN, *tiny.WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_tokens([AddedToken(word, lstrip=True, normalized=False) for word in tiny.WORDS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        padding_side="left",
-        model_max_length=128,
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN,
+        padding_side="left", model_max_length=128,
     )
 
 
@@ -112,3 +114,26 @@ def pretrain(config: MakeTinyConfig, progress: bool = True) -> Qwen2ForCausalLM:
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return model
+
+
+def make_tiny(config: MakeTinyConfig, progress: bool = True) -> Path:
+    """Pretrain and write config, weights (safetensors) and tokenizer to `config.out`.
+
+    The same seed, machine and torch version give the same files. Nothing is written before the
+    training has come to its end. Raises ValueError if the directory holds something already.
+    """
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; choose another --out")
+    model = pretrain(config, progress)
+    tokenizer = tiny_tokenizer()
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    for file in out.iterdir():  # the weights come out readable by their owner only
+        file.chmod(0o644)
+    return out

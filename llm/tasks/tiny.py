@@ -4,8 +4,7 @@ r"""Arithmetic modulo 11 as text: the verifiable task that ships with the tiny m
     direct      direct 2                                   the answer at once
     stepwise    steps 3 + 5 = 8 ; 8 - 7 = 1 ; 1 - 10 = 2   one operation at a time
 
-The value is taken from left to right modulo 11 (with + and - only, order does not matter). The
-difficulty of a prompt is its number of operations. Every word stands between spaces, so that any
+The difficulty of a prompt is its number of operations. Every word stands between spaces, so that any
 tokenizer reads it, and the answer is the last word: it is parsed, never evaluated.
 
 A step restates both operands, because a small model with rotary positions cannot index "the third
@@ -14,6 +13,7 @@ number": it finds the next operation by what precedes it.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -34,25 +34,12 @@ class Prompt(NamedTuple):
     difficulty: int
 
 
-def value(expression: str) -> int | None:
-    """Value modulo 11 of "a + b - c", or None where the text is no such expression.
-
-    Words must alternate between a number in 0..10 and + or -.
-    """
-    words = expression.split()
-    if len(words) % 2 == 0 or not all(word in NUMBERS for word in words[::2]):
-        return None
-    total = int(words[0])
-    for operation, number in zip(words[1::2], words[2::2], strict=True):
-        if operation not in OPERATIONS:
-            return None
-        total += int(number) if operation == "+" else -int(number)
-    return total % MODULUS
-
-
 def parse_answer(text: str) -> int | None:
-    """The last word of a response as a residue in 0..10, or None where it is no such number."""
-    words = text.split()
+    """The last word of a response as a residue in 0..10, or None where it is no such number.
+
+    Words are runs of digits, runs of letters and single signs: some tokenizers decode without spaces.
+    """
+    words = re.findall(r"[0-9]+|[^\W\d]+|\S", text)
     return int(words[-1]) if words and words[-1] in NUMBERS else None
 
 

@@ -1,0 +1,117 @@
+"""Loading a Qwen2, Qwen2.5 or Qwen3 model from a local directory, from the hub, or the embedded one.
+
+Nothing that is read is executed: safetensors only, no pickle, no code from a model repository.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+TINY = "tiny"
+ARCHITECTURES = ("qwen2", "qwen3")
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+class LanguageModel(NamedTuple):
+    """A model with its tokenizer and the ids of padding and of the tokens that end a response."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    pad: int
+    ends: tuple[int, ...]
+
+
+def tiny_directory() -> Path:
+    """Where the tiny model that ships with the package lies."""
+    return Path(str(resources.files("llm") / "assets" / "tiny-qwen2"))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one. Raises ValueError if unusable."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu or auto"
+        ) from None
+    return torch.device(name)
+
+
+def load_model(
+    source: str | Path, dtype: str = "float32", device: str | torch.device = "cpu"
+) -> LanguageModel:
+    """Model and tokenizer of `source`, in training precision `dtype`, without dropout.
+
+    Args:
+      source: "tiny", a directory with config.json, *.safetensors and a tokenizer, or a hub id.
+      dtype: float32, float64 or bfloat16.
+      device: where the weights go.
+    Raises: ValueError that names what is wrong with `source` and what to do about it.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    path = tiny_directory() if str(source) == TINY else Path(source)
+    if path.exists():
+        _check_directory(path)
+    elif path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
+        raise ValueError(f"there is no model at {str(source)!r}; give 'tiny', a model directory or a hub id")
+    place = str(path) if path.exists() else str(source)
+    local = path.exists()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, local_files_only=local
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, padding_side="left", trust_remote_code=False, local_files_only=local
+        )
+    except (OSError, ValueError) as error:
+        where = "directory" if local else "hub id"
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model {where} {str(source)!r} could not be loaded ({reason}); "
+            "give 'tiny', a complete local directory, or a hub id that can be reached"
+        ) from None
+    _check_architecture(str(source), model.config.model_type)
+    return _language_model(model.to(device).eval(), tokenizer)
+
+
+def _check_directory(path: Path) -> None:
+    config = path / "config.json"
+    if not config.is_file():
+        raise ValueError(f"model directory {str(path)!r} has no config.json; point --model at a complete one")
+    try:
+        kind = json.loads(config.read_text()).get("model_type")
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
+        raise ValueError(f"{config} is not a JSON object; download the model again") from None
+    _check_architecture(str(path), kind)
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(
+            f"model directory {str(path)!r} holds no *.safetensors weights; add them "
+            "(weights in pickle files are not read)"
+        )
+
+
+def _check_architecture(source: str, kind: str | None) -> None:
+    if kind not in ARCHITECTURES:
+        raise ValueError(
+            f"model {source!r} has architecture {kind!r}; only {' and '.join(ARCHITECTURES)} are supported"
+        )
+
+
+def _language_model(model: PreTrainedModel, tokenizer: Tokenizer) -> LanguageModel:
+    configured = model.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    ends = tuple(dict.fromkeys(end for end in (*ends, tokenizer.eos_token_id) if end is not None))
+    if not ends:
+        raise ValueError("the model names no end-of-text token; add eos_token_id to generation_config.json")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    return LanguageModel(model, tokenizer, pad, ends)
