@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from entropy_theory.reduce import group_mean, group_size
+from entropy_theory.reduce import group_deviation, group_mean, group_size
 
 
 def grpo(reward: Tensor, group: Tensor, eps: float = 1e-6) -> Tensor:
@@ -16,7 +16,7 @@ def grpo(reward: Tensor, group: Tensor, eps: float = 1e-6) -> Tensor:
       reward: [..., rows]; group: [..., rows] ids in [0, rows).
     Returns: [..., rows], dimensionless.
     """
-    deviation = reward - group_mean(reward, group)
+    deviation = group_deviation(reward, group)
     size = group_size(group).to(reward.dtype)
     variance = group_mean(deviation.square(), group) * size / (size - 1).clamp(min=1)
     return deviation / (variance.sqrt() + eps)
@@ -30,7 +30,7 @@ def rloo(reward: Tensor, group: Tensor) -> Tensor:
     Args and return: as `grpo`, in reward units.
     """
     size = group_size(group).to(reward.dtype)
-    return (reward - group_mean(reward, group)) * size / (size - 1).clamp(min=1)
+    return group_deviation(reward, group) * size / (size - 1).clamp(min=1)
 
 
 ADVANTAGES = {"grpo": grpo, "rloo": rloo}

@@ -36,6 +36,17 @@ def group_mean(values: Tensor, group: Tensor) -> Tensor:
     return _group_sum(values, group) / group_size(group).to(values.dtype)
 
 
+def group_deviation(values: Tensor, group: Tensor) -> Tensor:
+    """Values minus their group's mean, [..., rows]; exactly 0 in a group of equal values.
+
+    The group's minimum is taken off first: the rounded mean of equal numbers is not always that number, and a
+    standardised advantage would blow the difference up.
+    """
+    smallest = torch.full_like(values, torch.inf).scatter_reduce(-1, group, values, "amin").gather(-1, group)
+    above = values - smallest
+    return above - group_mean(above, group)
+
+
 def group_size(group: Tensor) -> Tensor:
     """Number of rows that share each row's group id, [..., rows], int64."""
     return _group_sum(torch.ones_like(group), group)
