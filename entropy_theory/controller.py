@@ -47,8 +47,7 @@ def step_to_target(
         raise ValueError(f"low must not exceed high, got {low} > {high}")
 
     def advance(state, measurement):
-        step = torch.where(measurement.entropy < target_entropy, delta, -delta).to(state.dtype)
-        return (state + step).clamp(low, high)
+        return torch.where(measurement.entropy < target_entropy, state + delta, state - delta).clamp(low, high)
 
     return Controller(
         init=lambda like: torch.full_like(like, start),
