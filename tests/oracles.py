@@ -149,6 +149,31 @@ def token_loss(
     return loss
 
 
+def divergence_slope(kind: str, x: float) -> float:
+    """d divergence / dx, 0 at the kink of "abs"."""
+    slopes = {"abs": (x > 0) - (x < 0), "k1": 1.0, "k2": x, "k3": 1 - math.exp(-x)}
+    return float(slopes[kind])
+
+
+def score_coefficient(
+    logp: float,
+    old_logp: float,
+    advantage: float,
+    mask: bool,
+    weight: float = 1.0,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    penalties=(),
+) -> float:
+    """-d loss / d logp of one token, away from the edges of the clip range."""
+    if not mask:
+        return 0.0
+    ratio = math.exp(logp - old_logp)
+    clipped = ratio > 1 + clip_high if advantage > 0 else ratio < 1 - clip_low
+    total = 0.0 if clipped else weight * ratio * advantage
+    return total - math.fsum(coef * divergence_slope(kind, logp - target) for coef, target, kind in penalties)
+
+
 # --- re-implementations of the published selection procedures (Cui et al. 2025, their released code) --------------
 
 
