@@ -5,7 +5,6 @@ so a seed gives the same numbers whatever runs beside it and a run has no genera
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -62,6 +61,13 @@ def provides(config: BanditConfig) -> frozenset[Need]:
     if not config.natural:  # the Fisher matrix below is that of softmax(logits) itself
         found |= {Need.ACTIVATION, Need.SAMPLING}
     return frozenset(found)
+
+
+def build_control(config: BanditConfig) -> Control:
+    """The run's control. Raises ValueError if it is unknown or does not fit the settings."""
+    control = build(config.control, config.set)
+    check_needs(config.control, control, f"the {config.gradient}-gradient bandit", provides(config))
+    return control
 
 
 class Rollout(NamedTuple):
@@ -148,8 +154,7 @@ def train(config: BanditConfig, run: Run, progress: Progress | None = None) -> N
     Raises: ValueError if the control does not fit the settings, or the logits stop being finite.
     """
     torch.set_num_threads(config.threads)
-    control = build(config.control, config.set)
-    check_needs(config.control, control, f"the {config.gradient}-gradient bandit", provides(config))
+    control = build_control(config)
     problem = make_problem(config)
     like = torch.zeros(config.seeds, config.problems, dtype=torch.float64)
     state = run.load_state() or {"rollout": 0, "logits": problem.logits, "control": control.init(like)}
@@ -207,6 +212,19 @@ def measure_first(config, problem: Problem, before: Tensor, after: Tensor, batch
     }
 
 
-def config_record(config: BanditConfig) -> dict:
-    """What config.json of a bandit run holds."""
-    return {"world": "bandit", **asdict(config)}
+def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """States of a short training for the theory check.
+
+    Returns: (logits, change made by a sampled gradient step, exact advantage), each [states, arms] float64.
+    """
+    config = BanditConfig(seeds=2, problems=8, rollouts=25, seed=seed)
+    control, problem = build_control(config), make_problem(config)
+    logits, temperature = problem.logits, torch.ones(config.seeds, config.problems, dtype=torch.float64)
+    states = []
+    for number in range(config.rollouts):
+        rollout = pull(config, problem, logits, number)
+        batch = make_batch(logits, rollout, finite_log_probs(logits)[0].gather(-1, rollout.arm).unsqueeze(-1))
+        after = step_logits(config, control, logits, temperature, rollout, batch, Objective.from_batch(batch))
+        states.append((logits, after - logits, centred(problem.reward, logits.softmax(-1))))
+        logits = after
+    return tuple(torch.stack(parts).flatten(0, -2) for parts in zip(*states, strict=True))

@@ -9,9 +9,9 @@ class BanditConfig:
     """Softmax policies on K-armed Bernoulli bandits, all seeds and problems at once."""
 
     control: str = "none"
-    """Entropy control, or several joined by + (see `entropy-theory sim bandit --help`)."""
+    """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
     set: dict[str, float] = field(default_factory=dict)
-    """Hyper-parameters of the control, {"name.parameter": value}."""
+    """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 20
     """Independent repetitions, trained together."""
     problems: int = 8
@@ -28,11 +28,11 @@ class BanditConfig:
     """Advantage of a sampled pull, over the pulls of one rollout. Exact gradients use reward minus its mean."""
     samples: int = 64
     """Pulls per bandit and rollout."""
-    updates_per_rollout: int = 2
+    updates_per_rollout: int = 4
     """Gradient steps on one rollout, at least 2: some controls cannot act on the first."""
-    rollouts: int = 300
+    rollouts: int = 200
     """Rollouts in the run."""
-    step_size: float = 0.3
+    step_size: float = 0.5
     """Gradient step eta on the logits, nats per advantage unit."""
     clip_low: float = 0.2
     """Distance of PPO's lower clip from ratio 1."""

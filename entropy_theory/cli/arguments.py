@@ -1,0 +1,99 @@
+"""Command-line arguments of a command: its config dataclass, --config FILE.toml and --set NAME.parameter=value."""
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+def parse(command: str, options: type, arguments: Sequence[str], description: str) -> Any:
+    """An instance of the dataclass `options` from the arguments, over the TOML file given by --config.
+
+    Raises: ValueError for a TOML file that is missing, malformed or holds unknown keys; SystemExit(2) for
+      arguments tyro refuses (it prints which).
+    """
+    arguments, file = _take_config(list(arguments))
+    default = _from_toml(options, file) if file else options()
+    return tyro.cli(
+        options,
+        prog=f"entropy-theory {command}",
+        args=_split_settings(arguments),
+        default=default,
+        description=f"{description} --config FILE.toml sets any of the options below; later arguments win.",
+        config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff),
+    )
+
+
+def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
+    for i, word in enumerate(arguments):
+        if word.startswith("--config="):
+            return arguments[:i] + arguments[i + 1 :], word.partition("=")[2]
+        if word == "--config":
+            if i + 1 == len(arguments):
+                raise ValueError("--config needs a TOML file after it")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
+
+
+def _from_toml(options: type, file: str) -> Any:
+    try:
+        values = tomllib.loads(Path(file).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"--config {file}: there is no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file} is not valid TOML: {error}") from None
+    known = {f.name: f.type for f in dataclasses.fields(options)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"--config {file}: unknown key {key!r}; known keys are {', '.join(known)}")
+    if "set" in values:
+        values["set"] = _flat(values["set"])
+    return check_types(options, values, f"--config {file}")
+
+
+def check_types(options: type, values: dict[str, Any], where: str) -> Any:
+    """`options(**values)` after a check that each value has the type of the field's default."""
+    for field in dataclasses.fields(options):
+        if field.name not in values or field.default is dataclasses.MISSING or field.default is None:
+            continue
+        value, wanted = values[field.name], type(field.default)
+        if wanted is float and type(value) is int:
+            values[field.name] = float(value)
+        elif type(value) is not wanted:
+            raise ValueError(f"{where}: {field.name} must be of type {wanted.__name__}, got {value!r}")
+    return options(**values)
+
+
+def _flat(settings: dict, prefix: str = "") -> dict[str, float]:
+    """{"kl_cov": {"fraction": 0.02}} and {"kl_cov.fraction": 0.02} both as the latter."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _split_settings(arguments: list[str]) -> list[str]:
+    """--set NAME.parameter=value as the two words tyro expects for a dict entry."""
+    words: list[str] = []
+    for word in arguments:
+        if word.startswith("--set="):
+            words += ["--set", *_setting(word.removeprefix("--set="))]
+        elif words and words[-1] == "--set":
+            words += _setting(word)
+        else:
+            words.append(word)
+    return words
+
+
+def _setting(word: str) -> list[str]:
+    name, equals, value = word.partition("=")
+    if not equals or "." not in name:
+        raise ValueError(f"--set takes NAME.parameter=value (for example kl_cov.fraction=0.02), got {word!r}")
+    try:
+        float(value)
+    except ValueError:
+        raise ValueError(f"--set {name} must be a number, got {value!r}") from None
+    return [name, value]

@@ -1,0 +1,137 @@
+"""The commands of one world or one check; `reproduce` has its own file."""
+
+import dataclasses
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from entropy_theory.cli.arguments import parse
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of `check`."""
+
+    instances: int = 20_000
+    """Random and adversarial instances per statement."""
+    seed: int = 0
+    """Seed of the instances."""
+    json: Path | None = None
+    """File to write the results to, as JSON."""
+
+    def __post_init__(self):
+        if self.instances < 1:
+            raise ValueError(f"instances must be at least 1, got {self.instances}")
+
+
+def check(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory check`: exit status 0 only if every statement holds."""
+    options = parse(name, CheckOptions, arguments, text)
+    from entropy_theory.claims import table, to_json
+    from entropy_theory.cli.verdicts import all_states, run_check
+    from entropy_theory.runs import write_atomic
+
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist; create it first")
+    results = run_check(options.instances, options.seed, all_states())
+    print(table(results))
+    if options.json is not None:
+        write_atomic(options.json, json.dumps(to_json(results), indent=2))
+    return 0 if all(result.holds for result in results) else 1
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """No options."""
+
+
+def controls(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory controls`: the docstring of every control."""
+    parse(name, NoOptions, arguments, text)
+    from entropy_theory.controls import CONTROLS, parameters
+
+    for control, factory in CONTROLS.items():
+        settings = ", ".join(f"{control}.{key}={value}" for key, value in parameters(control).items())
+        needs = ", ".join(sorted(need.value for need in factory().needs)) or "nothing"
+        print(f"{control}\n{'=' * len(control)}\n{inspect.getdoc(factory)}\n\ndefaults: {settings or 'none'}")
+        print(f"needs:    {needs}\n")
+    return 0
+
+
+def sim_bandit(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory sim bandit`."""
+    return _train("bandit", name, text, arguments)
+
+
+def sim_cartpole(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory sim cartpole`."""
+    return _train("cartpole", name, text, arguments)
+
+
+def llm_train(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory llm train`."""
+    return _train("llm", name, text, arguments)
+
+
+def _run_options(config: type) -> type:
+    """The config's fields plus --out, as one dataclass."""
+    out: Any = Annotated[
+        Path | None,
+        tyro.conf.arg(help="Run directory, resumed if it exists; runs/WORLD-CONTROL if not given."),
+    ]
+    fields = [("out", out, dataclasses.field(default=None))]
+    return dataclasses.make_dataclass(config.__name__, fields, bases=(config,), frozen=True)
+
+
+def _train(world: str, name: str, text: str, arguments: list[str]) -> int:
+    from entropy_theory.cli import worlds
+
+    config_type = worlds.config_class(world)
+    options = parse(name, _run_options(config_type), arguments, f"{text} `entropy-theory controls` lists the controls.")
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(config_type)}
+    config = config_type(**values)
+    out = options.out or Path("runs") / f"{world}-{config.control}"
+
+    from entropy_theory.cli.progress import bar, summary
+    from entropy_theory.controls import resolve
+
+    for control, settings in resolve(config.control, config.set).items():
+        print(f"control {control}: " + (", ".join(f"{k}={v}" for k, v in settings.items()) or "no parameters"))
+    folders = worlds.run_folders(world, config, out)
+    for folder, seed in folders:
+        with bar(0, f"{world} {config.control}" + (f" seed {seed}" if len(folders) > 1 else "")) as progress:
+
+            def show(done: int, total: int, line: dict, progress=progress):
+                progress.total = total
+                progress.set_postfix_str(summary(line), refresh=False)
+                progress.update(done - progress.n)
+
+            worlds.train(world, config, folder, seed, show)
+    return _report(world, config, [folder for folder, _ in folders], out)
+
+
+def _report(world: str, config: Any, folders: list[Path], out: Path) -> int:
+    from entropy_theory.cli.results import final_rows, read_curves, results_table
+    from paper_figs import run_curves
+
+    curves = read_curves(folders, world, config.control)
+    print(results_table(final_rows(curves)))
+    figure = run_curves.draw(curves, out)
+    print(f"metrics: {folders[0]}/metrics.jsonl" + (f" and {len(folders) - 1} more" if len(folders) > 1 else ""))
+    print(f"figure:  {figure}")
+    return 0
+
+
+def llm_make_tiny(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory llm make-tiny`."""
+    from llm.config import MakeTinyConfig
+
+    options = parse(name, MakeTinyConfig, arguments, text)
+    from llm.make_tiny import make_tiny
+
+    make_tiny(options)
+    return 0

@@ -1,0 +1,74 @@
+"""The three worlds behind one signature, for the commands that run them and for `reproduce`."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from entropy_theory.runs import Run
+
+Progress = Callable[[int, int, dict], None]
+
+
+def config_class(world: str) -> type:
+    """The config dataclass of a world; imports no torch."""
+    if world == "bandit":
+        from sims.bandit_config import BanditConfig
+
+        return BanditConfig
+    if world == "cartpole":
+        from sims.cartpole_config import CartPoleConfig
+
+        return CartPoleConfig
+    from llm.config import TrainConfig
+
+    return TrainConfig
+
+
+def run_folders(world: str, config: Any, out: Path) -> list[tuple[Path, int]]:
+    """The run directories of one command and their seeds: one for a vectorised sim, one per seed for the LLM."""
+    if world == "llm":
+        return [(out / f"seed-{seed}", seed) for seed in range(config.seeds)]
+    return [(out, config.seed)]
+
+
+def stored_config(world: str, config: Any, seed: int) -> dict[str, Any]:
+    """What config.json of a run directory holds."""
+    values = dataclasses.asdict(config)
+    if world == "llm":  # more seeds later are more directories, not another configuration
+        del values["seeds"]
+        values["seed"] = seed
+    return {"world": world, **values}
+
+
+def train(world: str, config: Any, folder: Path, seed: int, progress: Progress | None = None) -> None:
+    """Train one run directory of a world to its end, from wherever it stopped.
+
+    Raises: ValueError before anything is written if the control does not fit the world.
+    """
+    module = _module(world)
+    module.build_control(config)
+    with Run(folder, stored_config(world, config, seed)) as run:
+        if world == "llm":
+            module.train_seed(config, seed, run, progress)
+        else:
+            module.train(config, run, progress)
+
+
+def _module(world: str):
+    if world == "bandit":
+        from sims import bandit as module
+    elif world == "cartpole":
+        from sims import cartpole as module
+    else:
+        from llm import grpo as module
+    return module
+
+
+def probe_states(world: str) -> tuple:
+    """Real states of a world for the theory check: (logits, change, advantage or None), each [states, actions]."""
+    if world == "llm":
+        from llm.probe import probe_states
+
+        return probe_states()
+    return _module(world).probe_states()

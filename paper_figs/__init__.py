@@ -1,0 +1,1 @@
+"""Figures (part of entropy-theory): each file draws one from small CSV files and never trains."""

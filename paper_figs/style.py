@@ -1,0 +1,79 @@
+"""One look for every figure, and one way to save it (PNG and PDF, reproducible bytes)."""
+
+import csv
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DATA = Path(__file__).parent / "data"
+"""The small committed data that `make figures` draws from."""
+
+COLORS = {
+    "none": "#444444",
+    "clip_higher": "#0072B2",
+    "entropy_bonus": "#E69F00",
+    "clip_cov": "#009E73",
+    "kl_cov": "#CC3377",
+}
+"""Colour-blind safe (Okabe & Ito); controls not listed take matplotlib's cycle."""
+
+WORLDS = {"bandit": "Softmax bandit", "cartpole": "CartPole (PPO)", "llm": "Tiny Qwen2 (GRPO)"}
+RETURNS = {"bandit": "expected reward", "cartpole": "episode return", "llm": "pass rate"}
+STEPS = {"bandit": "rollout", "cartpole": "rollout", "llm": "update"}
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "savefig.dpi": 160,
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.6,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+        "pdf.fonttype": 42,
+        "svg.hashsalt": "entropy-theory",
+    }
+)
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Rows of a CSV file, numbers as floats (an empty cell as NaN), everything else as text."""
+    with open(path, newline="") as file:
+        return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError:
+        return text
+
+
+def save(figure, out: Path, name: str) -> Path:
+    """Write NAME.png and NAME.pdf into `out` and close the figure; returns the PNG's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        temporary = out / f"{name}.tmp.{suffix}"
+        figure.savefig(temporary, metadata=metadata)
+        os.replace(temporary, out / f"{name}.{suffix}")
+    plt.close(figure)
+    return out / f"{name}.png"
+
+
+def unique(rows: list[dict], key: str) -> list:
+    """Values of a column in order of first appearance."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def color(control: str) -> str | None:
+    """The colour of a control, None for matplotlib's next one."""
+    return COLORS.get(control)
