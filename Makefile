@@ -1,0 +1,59 @@
+# Two commands do everything on a fresh machine: `make reproduce` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# extra words for the installation of torch, for example an index that has CPU-only builds
+PIP_TORCH ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce check test test-quick test-thorough faults lint figures update-figures clean
+
+help:
+	@echo "make reproduce       set up, then the main job (about 10 minutes on 2 cores): runs/reproduce/report.html"
+	@echo "make test            set up, then the tests (about 5 minutes on 2 cores)"
+	@echo "make check           the theory check alone"
+	@echo "make figures         redraw figures/ from the committed data"
+	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
+	@echo "make test-quick | test-thorough | faults | lint | setup | clean"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("entropy-theory needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_TORCH) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+reproduce: setup
+	$(BIN)/entropy-theory reproduce
+
+check: setup
+	$(BIN)/entropy-theory check
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+test-quick: setup
+	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -n 2
+
+test-thorough: setup
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2
+
+faults: setup
+	$(BIN)/python tests/plant_faults.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+figures: setup
+	$(BIN)/python -m paper_figs paper_figs/data figures
+
+update-figures: setup
+	mkdir -p paper_figs/data
+	cp runs/reproduce/data/*.csv paper_figs/data/
+	$(BIN)/python -m paper_figs paper_figs/data docs/figures
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info figures .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,35 @@
+"""Figure 1: entropy and return of every control in every world, mean and 95 % interval over seeds."""
+
+from pathlib import Path
+
+from paper_figs.style import RETURNS, STEPS, WORLDS, color, plt, read_csv, save, unique
+
+NAME = "fig01_entropy_and_return"
+CAPTION = (
+    "Policy entropy (top) and what the policy earns (bottom) in the three worlds under each control. "
+    "Lines are means, bands 95 % t intervals over seeds. Every curve comes from the same loop and the same loss; "
+    "only the control's edit of the objective differs."
+)
+
+
+def draw(data: Path, out: Path) -> Path:
+    """Draw from data/curves.csv into `out`; returns the PNG's path."""
+    rows = read_csv(data / "curves.csv")
+    worlds = unique(rows, "world")
+    figure, axes = plt.subplots(2, len(worlds), figsize=(3.2 * len(worlds), 5), squeeze=False, sharex="col")
+    for column, world in enumerate(worlds):
+        chosen = [row for row in rows if row["world"] == world]
+        for control in unique(chosen, "control"):
+            curve = [row for row in chosen if row["control"] == control]
+            steps = [row["step"] for row in curve]
+            for axis, name in zip(axes[:, column], ("entropy", "return"), strict=True):
+                (line,) = axis.plot(steps, [row[name] for row in curve], color=color(control), label=control)
+                low, high = ([row[f"{name}_{side}"] for row in curve] for side in ("low", "high"))
+                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes[0, column].set(title=WORLDS[world])
+        axes[0, column].set_ylim(bottom=0)
+        axes[1, column].set(xlabel=STEPS[world], ylabel=RETURNS[world])
+    axes[0, 0].set_ylabel("entropy (nats)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return save(figure, out, NAME)
