@@ -1,0 +1,19 @@
+"""The theory's statements as objects that can be checked, and the check."""
+
+from entropy_theory.claims.check import INSTANCES, STATEMENTS, Result, WorldStates, check, holds, table, to_json
+from entropy_theory.claims.statement import Comparison, Evidence, Statement, States
+
+__all__ = [
+    "INSTANCES",
+    "STATEMENTS",
+    "Comparison",
+    "Evidence",
+    "Result",
+    "Statement",
+    "States",
+    "WorldStates",
+    "check",
+    "holds",
+    "table",
+    "to_json",
+]
