@@ -4,6 +4,7 @@ weights = pi(a|s) along the action axis gives Lemma 1's covariance exactly; weig
 steps gives the sampled score that Clip-Cov and KL-Cov rank (Cui et al. 2025, arXiv 2505.22617, eq. 10).
 """
 
+import torch
 from torch import Tensor
 
 Dims = int | tuple[int, ...]
@@ -14,9 +15,13 @@ TOKENS: tuple[int, int] = (-2, -1)
 
 def _deviation(x: Tensor, weights: Tensor, total: Tensor, dim: Dims) -> Tensor:
     """x minus its weighted mean; 0 where the weight is 0, whatever x holds there (padding, -inf, NaN)."""
-    x = x.masked_fill(weights == 0, 0.0)
+    absent = weights == 0
+    x = x.masked_fill(absent, 0.0)
     mean = (weights * x).sum(dim, keepdim=True) / total
-    return (x - mean).masked_fill(weights == 0, 0.0)
+    # the rounded mean of equal numbers may miss them: without this, tokens of equal score are ranked by rounding
+    largest = x.masked_fill(absent, -torch.inf).amax(dim, keepdim=True)
+    smallest = x.masked_fill(absent, torch.inf).amin(dim, keepdim=True)
+    return (x - mean).masked_fill(absent | (largest == smallest), 0.0)
 
 
 def _total(weights: Tensor, dim: Dims) -> Tensor:

@@ -75,6 +75,14 @@ def test_symmetric_and_blind_to_constants(batch, constant):
     assert ((moved - centred_product(x, y, mask)).abs() <= slack).all()
 
 
+@given(strategies.batches(), st.floats(-10, 10))
+def test_a_constant_has_exactly_no_covariance(batch, constant):
+    """The rounded mean of equal numbers may differ from them; ranking that noise would select tokens by padding."""
+    same = torch.full_like(batch.logp, constant)
+    score = centred_product(batch.logp, same, batch.mask)
+    assert torch.equal(score.abs(), torch.zeros_like(score))
+
+
 def test_no_weight_gives_zero_whatever_stands_there():
     x = torch.tensor([[math.nan, math.inf], [-math.inf, 1.0]], dtype=torch.float64)
     nothing = torch.zeros(2, 2, dtype=torch.bool)
