@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from entropy_theory.control import Control, Need, control
-from entropy_theory.controls.checks import check_fraction
+from entropy_theory.controls.checks import check_fraction, check_seed
 from entropy_theory.covariance import centred_product
 from entropy_theory.draw import uniform
 from entropy_theory.reduce import lowest, token_fraction
@@ -26,11 +26,13 @@ def clip_cov(fraction: float = 2e-4, low: float = 1.0, high: float = 5.0, seed: 
       fraction: share of valid tokens to drop, in (0, 1].
       low, high: bounds on c_i, nats x advantage units.
       seed: of the draw, which depends on nothing else but the number of optimizer steps taken.
-    Raises: ValueError if fraction is outside (0, 1] or low >= high.
+    Raises: ValueError if fraction is outside (0, 1], low >= high, or seed does not fit in 64 bits.
     """
     check_fraction("clip_cov.fraction", fraction)
     if not low < high:
         raise ValueError(f"clip_cov.low must be below clip_cov.high, got {low} and {high}")
+
+    check_seed("clip_cov.seed", seed)
 
     def init(like):
         replica = torch.arange(like.numel(), device=like.device).view(like.shape)
@@ -43,7 +45,10 @@ def clip_cov(fraction: float = 2e-4, low: float = 1.0, high: float = 5.0, seed: 
         bound = torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
         clipped = ratio * objective.advantage > bound * objective.advantage
         eligible = mask & ~clipped & (score > low) & (score < high)
-        draw = uniform(*state, mask.shape[-2] * mask.shape[-1]).view(mask.shape)
+        # the n-th valid token gets the n-th number, so that padding does not change the draw
+        numbers = uniform(*state, mask.shape[-2] * mask.shape[-1])
+        position = (mask.flatten(-2).cumsum(-1) - 1).clamp(min=0)
+        draw = numbers.gather(-1, position).view(mask.shape)
         dropped = lowest(draw, eligible, token_fraction(mask, fraction))
         return replace(objective, weight=objective.weight.masked_fill(dropped, 0.0))
 
