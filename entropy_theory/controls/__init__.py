@@ -48,7 +48,7 @@ def resolve(names: str, settings: Mapping[str, float]) -> dict[str, dict[str, fl
         default = resolved[name][parameter]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} must be a number, got {value!r}")
-        if isinstance(default, int) and value != int(value):
+        if isinstance(default, int) and isinstance(value, float) and not value.is_integer():
             raise ValueError(f"{key} must be a whole number, got {value}")
         resolved[name][parameter] = type(default)(value)
     return resolved

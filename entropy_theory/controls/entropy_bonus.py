@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from entropy_theory.control import Control, Need, control
 from entropy_theory.controller import Controller, constant
+from entropy_theory.controls.checks import check_coef
 
 
 def entropy_bonus(coef: float | Controller = 0.01) -> Control:
@@ -15,11 +16,10 @@ def entropy_bonus(coef: float | Controller = 0.01) -> Control:
 
     Args:
       coef: reward units per nat, >= 0, or a `Controller` that sets it from measured entropy.
-    Raises: ValueError if coef is negative (it would drive entropy to 0).
+    Raises: ValueError if coef is negative (it would drive entropy to 0) or not finite.
     """
     if not isinstance(coef, Controller):
-        if not coef >= 0:
-            raise ValueError(f"entropy_bonus.coef must be at least 0, got {coef}")
+        check_coef("entropy_bonus.coef", coef)
         coef = constant(coef)
 
     def edit(objective, batch, state):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from entropy_theory.control import Control, Need, control
-from entropy_theory.controls.checks import check_fraction
+from entropy_theory.controls.checks import check_coef, check_fraction
 from entropy_theory.covariance import centred_product
 from entropy_theory.records import Penalty
 from entropy_theory.reduce import lowest, token_fraction
@@ -24,18 +24,17 @@ def kl_cov(fraction: float = 2e-3, coef: float = 1.0) -> Control:
     Args:
       fraction: share of valid tokens to penalise, in (0, 1] (a fraction, not a percentage).
       coef: reward units per nat, >= 0.
-    Raises: ValueError if fraction is outside (0, 1] or coef is negative.
+    Raises: ValueError if fraction is outside (0, 1] or coef is negative or not finite.
     """
     check_fraction("kl_cov.fraction", fraction)
-    if not coef >= 0:
-        raise ValueError(f"kl_cov.coef must be at least 0, got {coef}")
+    check_coef("kl_cov.coef", coef)
 
     def edit(objective, batch, state):
         mask = objective.mask
         score = centred_product(batch.logp, batch.advantage, mask)
         top = lowest(-score, mask, token_fraction(mask, fraction))
         infinite = torch.full_like(objective.clip_low, torch.inf)
-        penalty = Penalty(torch.where(top, coef, 0.0).to(score.dtype), batch.old_logp, "abs")
+        penalty = Penalty(top.to(score.dtype) * coef, batch.old_logp, "abs")
         return replace(
             objective,
             clip_low=infinite,
