@@ -179,14 +179,14 @@ def score_coefficient(
 
 def published_scores(logp, advantage, mask) -> list[float]:
     """Eq. 10 over the valid tokens of one minibatch, row after row."""
-    return centred_product(_flat(logp), _flat(advantage), [float(m) for m in _flat(mask)])
+    return centred_product(flat(logp), flat(advantage), [float(m) for m in flat(mask)])
 
 
 def published_clip_cov_eligible(logp, old_logp, advantage, mask, low, high, clip_low, clip_high) -> list[bool]:
     """Valid tokens that PPO has not clipped and whose score lies strictly between low and high."""
     scores = published_scores(logp, advantage, mask)
     eligible = []
-    rows = zip(_flat(logp), _flat(old_logp), _flat(advantage), _flat(mask), scores, strict=True)
+    rows = zip(flat(logp), flat(old_logp), flat(advantage), flat(mask), scores, strict=True)
     for new, old, a, m, score in rows:
         if not m:
             eligible.append(False)
@@ -206,12 +206,13 @@ def published_count(fraction: float, tokens: int) -> int:
 def published_kl_cov_selection(logp, advantage, mask, fraction) -> set[int]:
     """Flat positions of the top scores; unique only when no two valid scores are equal."""
     scores = published_scores(logp, advantage, mask)
-    valid = [i for i, m in enumerate(_flat(mask)) if m]
+    valid = [i for i, m in enumerate(flat(mask)) if m]
     ranked = sorted(valid, key=lambda i: -scores[i])
     return set(ranked[: published_count(fraction, len(valid))])
 
 
-def _flat(nested) -> list:
+def flat(nested) -> list:
+    """The rows of one replica as one list."""
     return [value for row in nested for value in row]
 
 

@@ -72,7 +72,10 @@ def test_leaves_the_global_generators_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_equal_on_every_device():
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_equal_on_every_device(device):
     seed, step = tensor([1, -5]), tensor([0, 9])
-    assert torch.equal(uniform(seed.cuda(), step.cuda(), 1000).cpu(), uniform(seed, step, 1000))
+    numbers = uniform(seed.to(device), step.to(device), 1000)
+    assert numbers.device.type == device
+    expected = [[oracles.uniform(s, t, i) for i in range(1000)] for s, t in ((1, 0), (-5, 9))]
+    assert numbers.tolist() == expected
