@@ -1,15 +1,21 @@
-"""The contract table: one row for every control in `entropy_theory.controls.CONTROLS`.
+"""The contract table: one row for every control in `entropy_theory.controls.CONTROLS`, and what compares them.
 
 `test_every_control.py` holds each control to its row. A control without a row fails there.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import oracles
 import torch
 
-from entropy_theory.records import Batch, Objective
+from entropy_theory.control import chain
+from entropy_theory.controls import CONTROLS
+from entropy_theory.loss import token_loss
+from entropy_theory.records import Batch, Measurement, Objective, map_tensors
 
 
 def unedited(objective: Objective, batch: Batch) -> Objective:
@@ -62,3 +68,115 @@ CONTRACT: dict[str, Row] = {
         neutral_equals=without_clip,
     ),
 }
+
+NAMES = sorted(CONTRACT)
+CHAINS = tuple(f"{a}+{b}" for one, two in itertools.pairwise([*NAMES, NAMES[0]]) for a, b in ((one, two), (two, one)))
+"""Each control before and after its neighbour in the alphabet, joined as the command line joins them."""
+
+LARGE = 10  # rows of the fixed batches: enough for every fraction in the table to select some and spare some
+
+
+def build(name, parameters=None):
+    """A control of the table, or a chain "a+b", with its acting parameters unless others are given."""
+    parts = [CONTROLS[n](**(CONTRACT[n].acting if parameters is None else parameters)) for n in name.split("+")]
+    return parts[0] if len(parts) == 1 else chain(*parts)
+
+
+def drawn(name):
+    """Whether the control holds random draws."""
+    return any(CONTRACT[n].drawn for n in name.split("+"))
+
+
+def leading_of(batch):
+    return batch.advantage.shape[:-2]
+
+
+def start(control, batch, steps=0):
+    """State after `steps` optimizer steps, for the batch's replicas."""
+    like = torch.zeros(leading_of(batch), dtype=batch.advantage.dtype, device=batch.advantage.device)
+    state = control.init(like)
+    for step in range(steps):
+        state = control.advance(state, Measurement(like + 0.1 * (step + 1)))
+    return state
+
+
+def edited(control, batch, steps=0, objective=None):
+    """The control's objective for a batch, from the plain objective."""
+    return control.edit(objective or Objective.from_batch(batch), batch, start(control, batch, steps))
+
+
+def leaves(value):
+    """All tensors in nested tuples or a record, in order."""
+    found = []
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        for v in value:
+            found += leaves(v)
+        return found
+    map_tensors(value, lambda t: found.append(t) or t)
+    return found
+
+
+def map_state(state, function):
+    """The state with `function` applied to each tensor."""
+    if isinstance(state, tuple):
+        return tuple(map_state(s, function) for s in state)
+    return function(state)
+
+
+def bits(tensor):
+    """The tensor's bytes: NaN equals NaN, 0 differs from -0."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
+
+
+def identical(one, two):
+    """Whether two records or states hold the same bits in the same dtypes and shapes."""
+    pairs = list(zip(leaves(one), leaves(two), strict=True))
+    return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b)) for a, b in pairs)
+
+
+def gradients(batch, objective):
+    """(loss, its gradients with respect to log-probability and entropy) of every token."""
+    logp, entropy = batch.logp.clone().requires_grad_(), batch.entropy.clone().requires_grad_()
+    loss = token_loss(logp, entropy, batch, objective)
+    return (loss.detach(), *torch.autograd.grad(loss.sum(), (logp, entropy)))
+
+
+def same_effect(batch, one, two):
+    """Whether two objectives give every token the same gradient, bit for bit."""
+    pairs = zip(gradients(batch, one)[1:], gradients(batch, two)[1:], strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def tie_free(batch):
+    """Whether no two valid tokens of a replica have (nearly) the same score, so that a ranking is well defined."""
+    stacks = (t.reshape(-1, *t.shape[-2:]).tolist() for t in (batch.logp, batch.advantage, batch.mask))
+    for logp, advantage, mask in zip(*stacks, strict=True):
+        scores = oracles.published_scores(logp, advantage, mask)
+        valid = sorted(s for s, m in zip(scores, oracles.flat(mask), strict=True) if m)
+        # 1e-9: a million times the rounding of scores of size 10
+        if any(b - a < 1e-9 for a, b in itertools.pairwise(valid)):
+            return False
+    return True
+
+
+def fixed_batch(fresh):
+    """A batch with tokens on every side: likely and rare, praised and blamed, ratios inside and outside the clip."""
+    rng = torch.Generator().manual_seed(7)
+    shape = (LARGE, 4)
+    normal = partial(torch.randn, generator=rng, dtype=torch.float64)
+    old = -normal(shape).abs() - 0.1
+    ratio = torch.tensor([0.6, 0.9, 1.1, 1.35], dtype=torch.float64).expand(shape)
+    new = old if fresh else old + ratio.log()
+    return Batch(
+        logp=new,
+        old_logp=old,
+        advantage=normal(shape),
+        mask=torch.arange(4) < torch.tensor([4, 3] * (LARGE // 2))[:, None],
+        entropy=normal(shape).abs(),
+        outcome=torch.tensor([0.0, 1.0] * (LARGE // 2), dtype=torch.float64),
+        group=torch.arange(LARGE) // 5,
+        ref_logp=new + 0.1 * normal(shape),
+        proxy_logp=new + 0.1 * normal(shape),
+    )

@@ -7,11 +7,20 @@ import oracles
 import pytest
 import strategies
 import torch
-from contract import without_clip
+from contract import (
+    build,
+    edited,
+    fixed_batch,
+    gradients,
+    identical,
+    same_effect,
+    start,
+    tie_free,
+    without_clip,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_every_control import build, edited, fixed_batch, gradients, identical, same_effect, start, tie_free
 
 from entropy_theory.control import Need, chain, check_needs, control
 from entropy_theory.controls import CONTROLS, parameters, resolve

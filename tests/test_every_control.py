@@ -2,134 +2,39 @@
 
 import itertools
 from dataclasses import replace
-from functools import partial
 
-import oracles
 import pytest
 import strategies
 import torch
-from contract import CONTRACT
+from contract import (
+    CHAINS,
+    CONTRACT,
+    LARGE,
+    NAMES,
+    bits,
+    build,
+    drawn,
+    edited,
+    fixed_batch,
+    gradients,
+    identical,
+    leading_of,
+    leaves,
+    map_state,
+    same_effect,
+    start,
+    tie_free,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from toy import one_row_each, toys
 
-from entropy_theory.control import Need, chain
+from entropy_theory.control import Need
 from entropy_theory.controls import CONTROLS
-from entropy_theory.loss import minibatch_loss, token_loss
-from entropy_theory.records import Batch, Measurement, Objective, Sampling, map_tensors
-from entropy_theory.reduce import token_count
+from entropy_theory.records import Measurement, Objective, Sampling, map_tensors
 from entropy_theory.runs import Run
-from entropy_theory.softmax import token_statistics
 
-NAMES = sorted(CONTRACT)
-CHAINS = {f"{a}+{b}": (a, b) for a, b in itertools.permutations(NAMES, 2) if "none" not in (a, b)}
-LARGE = 10  # rows of the fixed batches: enough for every fraction in the table to select some and spare some
 DEVICES = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]
-
-
-def build(name, parameters=None):
-    """A control of the table, or a chain "a+b", with its acting parameters unless others are given."""
-    parts = [CONTROLS[n](**(CONTRACT[n].acting if parameters is None else parameters)) for n in name.split("+")]
-    return parts[0] if len(parts) == 1 else chain(*parts)
-
-
-def drawn(name):
-    """Whether the control holds random draws."""
-    return any(CONTRACT[n].drawn for n in name.split("+"))
-
-
-def leading_of(batch):
-    return batch.advantage.shape[:-2]
-
-
-def start(control, batch, steps=0):
-    """State after `steps` optimizer steps, for the batch's replicas."""
-    like = torch.zeros(leading_of(batch), dtype=batch.advantage.dtype, device=batch.advantage.device)
-    state = control.init(like)
-    for step in range(steps):
-        state = control.advance(state, Measurement(like + 0.1 * (step + 1)))
-    return state
-
-
-def edited(control, batch, steps=0, objective=None):
-    """The control's objective for a batch, from the plain objective."""
-    return control.edit(objective or Objective.from_batch(batch), batch, start(control, batch, steps))
-
-
-def leaves(value):
-    """All tensors in nested tuples or a record, in order."""
-    found = []
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, tuple | list):
-        for v in value:
-            found += leaves(v)
-        return found
-    map_tensors(value, lambda t: found.append(t) or t)
-    return found
-
-
-def map_state(state, function):
-    """The state with `function` applied to each tensor."""
-    if isinstance(state, tuple):
-        return tuple(map_state(s, function) for s in state)
-    return function(state)
-
-
-def bits(tensor):
-    """The tensor's bytes: NaN equals NaN, 0 differs from -0."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor
-
-
-def identical(one, two):
-    """Whether two records or states hold the same bits in the same dtypes and shapes."""
-    pairs = list(zip(leaves(one), leaves(two), strict=True))
-    return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b)) for a, b in pairs)
-
-
-def gradients(batch, objective):
-    """(loss, its gradients with respect to log-probability and entropy) of every token."""
-    logp, entropy = batch.logp.clone().requires_grad_(), batch.entropy.clone().requires_grad_()
-    loss = token_loss(logp, entropy, batch, objective)
-    return (loss.detach(), *torch.autograd.grad(loss.sum(), (logp, entropy)))
-
-
-def same_effect(batch, one, two):
-    """Whether two objectives give every token the same gradient, bit for bit."""
-    pairs = zip(gradients(batch, one)[1:], gradients(batch, two)[1:], strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-def tie_free(batch):
-    """Whether no two valid tokens of a replica have (nearly) the same score, so that a ranking is well defined."""
-    stacks = (t.reshape(-1, *t.shape[-2:]).tolist() for t in (batch.logp, batch.advantage, batch.mask))
-    for logp, advantage, mask in zip(*stacks, strict=True):
-        scores = oracles.published_scores(logp, advantage, mask)
-        valid = sorted(s for s, m in zip(scores, oracles.flat(mask), strict=True) if m)
-        # 1e-9: a million times the rounding of scores of size 10
-        if any(b - a < 1e-9 for a, b in itertools.pairwise(valid)):
-            return False
-    return True
-
-
-def fixed_batch(fresh):
-    """A batch with tokens on every side: likely and rare, praised and blamed, ratios inside and outside the clip."""
-    rng = torch.Generator().manual_seed(7)
-    shape = (LARGE, 4)
-    normal = partial(torch.randn, generator=rng, dtype=torch.float64)
-    old = -normal(shape).abs() - 0.1
-    ratio = torch.tensor([0.6, 0.9, 1.1, 1.35], dtype=torch.float64).expand(shape)
-    new = old if fresh else old + ratio.log()
-    return Batch(
-        logp=new,
-        old_logp=old,
-        advantage=normal(shape),
-        mask=torch.arange(4) < torch.tensor([4, 3] * (LARGE // 2))[:, None],
-        entropy=normal(shape).abs(),
-        outcome=torch.tensor([0.0, 1.0] * (LARGE // 2), dtype=torch.float64),
-        group=torch.arange(LARGE) // 5,
-        ref_logp=new + 0.1 * normal(shape),
-        proxy_logp=new + 0.1 * normal(shape),
-    )
 
 
 def test_every_control_has_a_row():
@@ -265,91 +170,6 @@ def test_stays_on_its_device(name, device):
 
 
 # --- 5: gradients independent of micro-batches, order and padding -------------------------------------------------
-
-
-class Toy:
-    """A linear softmax policy on fixed features: parameters move every row's logits, as a network's do."""
-
-    FEATURES, ACTIONS = 3, 4
-
-    def __init__(self, rng, rows, steps, stale):
-        def normal(*shape):
-            return torch.from_numpy(rng.normal(size=shape))
-
-        self.features = normal(rows, steps, self.FEATURES)
-        self.action = torch.from_numpy(rng.integers(0, self.ACTIONS, (rows, steps)))
-        self.advantage = normal(rows, steps)
-        self.mask = torch.from_numpy(rng.random((rows, steps)) < 0.8)
-        self.parameters = normal(self.FEATURES, self.ACTIONS)
-        self.old_parameters = self.parameters + stale * 0.3 * normal(self.FEATURES, self.ACTIONS)
-        self.group = torch.arange(rows) // 2
-        self.outcome = torch.from_numpy(rng.choice([0.0, 1.0], rows))
-
-    def reordered(self, order):
-        """The same rows in another order."""
-        other = object.__new__(Toy)
-        row_fields = ("features", "action", "advantage", "mask", "group", "outcome")
-        other.__dict__ = {k: v[order] if k in row_fields else v for k, v in self.__dict__.items()}
-        return other
-
-    def padded(self, rows, steps):
-        """The same tokens in a larger tensor, with garbage in the padding."""
-        other = object.__new__(Toy)
-        other.__dict__ = dict(self.__dict__)
-        old_rows, old_steps = self.mask.shape
-
-        def pad(t, value):
-            shape = (old_rows + rows, old_steps + steps, *t.shape[2:]) if t.ndim > 1 else (old_rows + rows,)
-            wide = torch.full(shape, value, dtype=t.dtype)
-            wide[(slice(old_rows), slice(old_steps))[: t.ndim]] = t
-            return wide
-
-        for field, value in (("features", 1.0), ("advantage", 1e9), ("action", 0), ("mask", False)):
-            setattr(other, field, pad(getattr(self, field), value))
-        other.group, other.outcome = pad(self.group, 0), pad(self.outcome, 0.0)
-        return other
-
-    def statistics(self, parameters, rows=slice(None), scale=1.0):
-        """(logp, entropy) of the sampled actions. A product and a sum, not a matmul: bit-equal for any split."""
-        logits = (self.features[rows].unsqueeze(-1) * parameters).sum(-2)
-        return token_statistics(logits * scale, self.action[rows])
-
-    def batch(self):
-        logp, entropy = self.statistics(self.parameters)
-        old_logp, _ = self.statistics(self.old_parameters)
-        reference = logp - 0.1
-        return Batch(
-            logp, old_logp, self.advantage, self.mask, entropy, self.outcome, self.group, reference, reference - 0.1
-        )
-
-    def gradient(self, control, state, splits):
-        """Parameter gradient accumulated over micro-batches of rows, and the summed size of its parts."""
-        batch = self.batch()
-        objective = control.edit(Objective.from_batch(batch), batch, state)
-        count = token_count(objective.mask)
-        total, size = torch.zeros_like(self.parameters), 0.0
-        for rows in splits:
-            parameters = self.parameters.clone().requires_grad_()
-            scale = objective.logit_scale[rows].unsqueeze(-1)
-            logp, entropy = self.statistics(parameters, rows, scale)
-            pick = lambda t, rows=rows: t[rows]  # noqa: E731
-            loss = token_loss(logp, entropy, map_tensors(batch, pick), map_tensors(objective, pick))
-            (gradient,) = torch.autograd.grad(minibatch_loss(loss, count), parameters)
-            total, size = total + gradient, size + float(gradient.norm())
-        return total, size
-
-
-@st.composite
-def toys(draw):
-    """(toy, fresh) with well-separated scores."""
-    fresh = draw(st.booleans())
-    toy = Toy(draw(strategies.generators()), draw(st.integers(2, 6)), draw(st.integers(2, 5)), stale=not fresh)
-    assume(tie_free(toy.batch()))
-    return toy
-
-
-def one_row_each(toy):
-    return [slice(i, i + 1) for i in range(toy.mask.shape[0])]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *CHAINS])
