@@ -9,11 +9,12 @@ import jinja2
 
 from entropy_theory.cli.data import Tables
 from entropy_theory.runs import versions, write_atomic
-from paper_figs.catalogue import draw_all
 
 
 def write_report(tables: Tables, out: Path) -> Path:
     """Draw the figures from out/data into out/figures and write out/report.html; returns its path."""
+    from paper_figs.catalogue import draw_all
+
     figures = [
         {"name": png.stem, "caption": caption, "png": base64.b64encode(png.read_bytes()).decode()}
         for png, caption in draw_all(out / "data", out / "figures")
