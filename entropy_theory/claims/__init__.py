@@ -1,7 +1,7 @@
 """The theory's statements as objects that can be checked, and the check."""
 
-from entropy_theory.claims.check import INSTANCES, STATEMENTS, Result, WorldStates, check, holds, table, to_json
 from entropy_theory.claims.statement import Comparison, Evidence, Statement, States
+from entropy_theory.claims.verdict import INSTANCES, STATEMENTS, Result, WorldStates, check, holds, table, to_json
 
 __all__ = [
     "INSTANCES",

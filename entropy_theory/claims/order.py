@@ -14,6 +14,8 @@ HALVINGS = 8
 FAR_ABOVE = 100
 """A point counts when its error exceeds this many times its rounding bound, so rounding moves it by at most 1 %."""
 _POINTS = 3
+_STATES, _ACTIONS = 192, 128
+"""States taken for each number of actions, and the largest number of actions taken."""
 
 
 def _normalised(states: States) -> States:
@@ -25,6 +27,20 @@ def _normalised(states: States) -> States:
         return torch.where(support & (width > 0), START * x / width, 0.0)
 
     return States(states.logits, scaled(states.change), scaled(states.advantage))
+
+
+def _by_actions(statement: Statement, batches: list[States]) -> list[States]:
+    """Normalised states the statement applies to, one batch for each number of actions."""
+    grouped: dict[int, list[States]] = {}
+    for states in batches:
+        if states.logits.shape[1] <= _ACTIONS:
+            grouped.setdefault(states.logits.shape[1], []).append(_normalised(states.rows(slice(_STATES))))
+    joined = []
+    for parts in grouped.values():
+        columns = zip(*((s.logits, s.change, s.advantage) for s in parts), strict=True)
+        states = States(*(torch.cat(column)[:_STATES] for column in columns))
+        joined.append(states.rows(statement.applies(states)))
+    return joined
 
 
 def _slopes(points: list[Comparison]) -> Tensor:
@@ -48,9 +64,8 @@ def orders(statement: Statement, batches: list[States]) -> tuple[Tensor, Tensor]
     2 and 3 are expected wherever the second and third derivatives of the entropy along the step are not 0.
     """
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for states in batches:
-        normalised = _normalised(states)
-        evidence = [statement.check(normalised.shrunk(2.0**-k)) for k in range(HALVINGS)]
+    for states in _by_actions(statement, batches):
+        evidence = [statement.check(states.shrunk(2.0**-k)) for k in range(HALVINGS)]
         found[0].append(_slopes([e.first for e in evidence]))
         if all(e.second is not None for e in evidence):
             found[1].append(_slopes([e.second for e in evidence]))

@@ -23,9 +23,6 @@ INSTANCES = 20_000
 RANDOM = "random"
 _CHUNK = 1 << 19
 """Logits checked at once, which bounds the memory beside the inputs."""
-_ORDER_STATES = 64
-"""States per batch whose order of convergence is measured; batches of more actions than below are left out."""
-_ORDER_ACTIONS = 128
 
 Progress = Callable[[int, int], None]
 
@@ -178,8 +175,7 @@ class _Tally:
         return self.counterexample is None or states.logits.shape[1] < len(self.counterexample["logits"])
 
     def result(self, batches: list[States]) -> Result:
-        few = [s.rows(slice(_ORDER_STATES)) for s in batches if s.logits.shape[1] <= _ORDER_ACTIONS]
-        first, second = orders(self.statement, [s.rows(self.statement.applies(s)) for s in few])
+        first, second = orders(self.statement, batches)
         return Result(
             statement=self.statement.name,
             where=self.where,
