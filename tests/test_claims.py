@@ -182,6 +182,8 @@ def test_json_and_table_carry_every_result(results):
     assert document["holds"] is True
     assert [s["name"] for s in document["statements"]] == NAMES
     assert [r["worst_ratio"] for r in document["results"]] == [r.worst_ratio for r in results]
+    cells = claims.table_cells(document)
+    assert [line[0] for line in cells[1:]] == NAMES and {line[-1] for line in cells[1:]} == {"holds"}
     lines = claims.table(results).splitlines()
     assert len(lines) == 1 + len(results)
     for line, r in zip(lines[1:], results, strict=True):

@@ -1,7 +1,17 @@
 """The theory's statements as objects that can be checked, and the check."""
 
 from entropy_theory.claims.statement import Comparison, Evidence, Statement, States
-from entropy_theory.claims.verdict import INSTANCES, STATEMENTS, Result, WorldStates, check, holds, table, to_json
+from entropy_theory.claims.verdict import (
+    INSTANCES,
+    STATEMENTS,
+    Result,
+    WorldStates,
+    check,
+    holds,
+    table,
+    table_cells,
+    to_json,
+)
 
 __all__ = [
     "INSTANCES",
@@ -15,5 +25,6 @@ __all__ = [
     "check",
     "holds",
     "table",
+    "table_cells",
     "to_json",
 ]

@@ -236,14 +236,23 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
+HEADER = ["statement", "states from", "instances", "worst/bound", "2nd order", "slope", "2nd", "verdict"]
+
+
+def table_cells(document: Mapping[str, Any]) -> list[list[str]]:
+    """The parsed JSON of `to_json` as cells of text: a header, then one line per statement and place."""
+    lines = [HEADER]
+    for r in document["results"]:
+        ratios = [_short(r["worst_ratio"]), _short(r["worst_ratio_second"])]
+        slopes = [_slope(r["order"]), _slope(r["order_second"])]
+        lines.append([r["statement"], r["where"], f"{r['instances']:,}", *ratios, *slopes, r["verdict"]])
+    return lines
+
+
 def table(results: list[Result]) -> str:
     """The results as text: one line per statement and place, then the counterexamples."""
-    header = ("statement", "states from", "instances", "worst/bound", "2nd order", "slope", "2nd", "verdict")
-    rows = [header]
-    for r in results:
-        numbers = (_short(r.worst_ratio), _short(r.worst_ratio_second), _slope(r.order), _slope(r.order_second))
-        rows.append((r.statement, r.where, f"{r.instances:,}", *numbers, r.verdict))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    rows = table_cells(json.loads(to_json(results)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     lines = ["  ".join(_align(cell, widths[i], i) for i, cell in enumerate(row)).rstrip() for row in rows]
     for r in results:
         if r.counterexample is not None:
@@ -255,8 +264,8 @@ def _align(cell: str, width: int, column: int) -> str:
     return cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
 
 
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
+def _short(value: float | str | None) -> str:
+    return "-" if value is None else f"{float(value):.2g}"
 
 
 def _slope(value: float | None) -> str:
