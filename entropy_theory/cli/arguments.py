@@ -17,7 +17,10 @@ def parse(command: str, options: type, arguments: Sequence[str], description: st
     """
     arguments, file = _take_config(list(arguments))
     default = _from_toml(options, file) if file else options()
-    return tyro.cli(
+    shared = getattr(default, "set", {})
+    if shared:  # tyro would turn the entries of a non-empty dict into options of their own
+        default = dataclasses.replace(default, set={})
+    parsed = tyro.cli(
         options,
         prog=f"entropy-theory {command}",
         args=_split_settings(arguments),
@@ -25,6 +28,7 @@ def parse(command: str, options: type, arguments: Sequence[str], description: st
         description=f"{description} --config FILE.toml sets any of the options below; later arguments win.",
         config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff),
     )
+    return dataclasses.replace(parsed, set=shared | parsed.set) if shared else parsed
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:

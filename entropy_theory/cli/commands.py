@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,17 +30,17 @@ class CheckOptions:
 def check(name: str, text: str, arguments: list[str]) -> int:
     """`entropy-theory check`: exit status 0 only if every statement holds."""
     options = parse(name, CheckOptions, arguments, text)
-    from entropy_theory.claims import table, to_json
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist; create it first")
+    from entropy_theory.claims import holds, table, to_json
     from entropy_theory.cli.verdicts import all_states, run_check
     from entropy_theory.runs import write_atomic
 
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist; create it first")
     results = run_check(options.instances, options.seed, all_states())
     print(table(results))
     if options.json is not None:
-        write_atomic(options.json, json.dumps(to_json(results), indent=2))
-    return 0 if all(result.holds for result in results) else 1
+        write_atomic(options.json, to_json(results))
+    return 0 if holds(results) else 1
 
 
 @dataclass(frozen=True)

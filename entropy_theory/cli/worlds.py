@@ -1,11 +1,9 @@
-"""The three worlds behind one signature, for the commands that run them and for `reproduce`."""
+"""The three worlds behind one signature, for the commands that run them and for `reproduce`. No torch at import."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from entropy_theory.runs import Run
 
 Progress = Callable[[int, int, dict], None]
 
@@ -46,6 +44,8 @@ def train(world: str, config: Any, folder: Path, seed: int, progress: Progress |
 
     Raises: ValueError before anything is written if the control does not fit the world.
     """
+    from entropy_theory.runs import Run
+
     module = _module(world)
     module.build_control(config)
     with Run(folder, stored_config(world, config, seed)) as run:
