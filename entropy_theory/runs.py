@@ -57,12 +57,24 @@ def versions() -> dict[str, Any]:
     }
 
 
+_BEFORE_CONFIG = {"lock", "versions.json", "versions.json.tmp", "config.json.tmp"}
+"""All that a folder holds when a run was killed before its config was written."""
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} for {"a": {"b": value}}."""
+    found = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
 def _difference(stored: Mapping, wanted: Mapping) -> str:
-    for key in [*wanted, *stored]:
-        there, here = stored.get(key), wanted.get(key)
-        if there != here:
-            return f"{key} is {there!r} there and {here!r} here"
-    return "the order of its settings differs"
+    there, here = _flat(stored), _flat(wanted)
+    key = next(k for k in [*here, *there] if k not in there or k not in here or there[k] != here[k])
+    shown = [f"{side[key]!r}" if key in side else "missing" for side in (there, here)]
+    return f"{key} is {shown[0]} there and {shown[1]} here"
 
 
 class Run:
@@ -75,36 +87,67 @@ class Run:
         """
         self.folder = Path(folder)
         config = plain(config)
-        existing = self.folder / "config.json"
-        if existing.exists():
-            stored = json.loads(existing.read_text())
-            if stored != config:
-                raise ValueError(
-                    f"{self.folder} holds a run of another configuration: {_difference(stored, config)}; "
-                    "choose another --out or delete that folder"
-                )
-        elif self.folder.is_dir() and any(p.name != "lock" for p in self.folder.iterdir()):
-            raise ValueError(f"{self.folder} exists and is not a run directory; choose another --out")
+        self._check(config)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 (held until the process ends)
+        try:
+            self._hold(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, config: dict[str, Any]) -> bool:
+        """Whether the folder holds this run already; ValueError if it holds anything else."""
+        path = self.folder / "config.json"
+        if not path.exists():
+            if self.folder.is_dir() and any(p.name not in _BEFORE_CONFIG for p in self.folder.iterdir()):
+                raise ValueError(f"{self.folder} exists and is not a run directory; choose another --out")
+            return False
+        try:
+            stored = json.loads(path.read_text())
+        except ValueError:
+            stored = None
+        if not isinstance(stored, dict):
+            raise ValueError(f"{path} is not a run's config; choose another --out or delete that folder")
+        if stored != config:
+            raise ValueError(
+                f"{self.folder} holds a run of another configuration: {_difference(stored, config)}; "
+                "choose another --out or delete that folder"
+            )
+        return True
+
+    def _hold(self, config: dict[str, Any]) -> None:
+        """Lock the folder and see that it is this run's."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{self.folder} is in use by another process; wait for it or stop it") from None
-        if not existing.exists():
+        if not self._check(config):  # once more: until now another process could have made a run here
             write_atomic(self.folder / "versions.json", json.dumps(versions(), indent=2))
-            write_atomic(existing, json.dumps(config, indent=2))
+            write_atomic(self.folder / "config.json", json.dumps(config, indent=2))
 
     def load_state(self) -> dict[str, Any] | None:
-        """State of the last recorded step, or None for a new run; cuts metrics of an unfinished step."""
-        path = self.folder / "state.pt"
+        """State of the last recorded step, or None for a new run; cuts metrics of an unfinished step.
+
+        Raises: ValueError if a file was damaged (a kill cannot do that; a power cut or a copy can).
+        """
+        path, metrics = self.folder / "state.pt", self.folder / "metrics.jsonl"
         if not path.exists():
-            (self.folder / "metrics.jsonl").write_text("")
+            metrics.write_text("")
             return None
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        with open(self.folder / "metrics.jsonl", "r+b") as metrics:
-            metrics.truncate(stored["metrics_bytes"])
-        return stored["state"]
+        remedy = "delete the folder and start the run again"
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            length, state = stored["metrics_bytes"], stored["state"]
+        except OSError:
+            raise
+        except Exception:  # torch.load raises errors of many kinds on a damaged file
+            raise ValueError(f"{path} is damaged or not a run's state; {remedy}") from None
+        if not metrics.exists() or metrics.stat().st_size < length:
+            raise ValueError(f"{metrics} is shorter than the {length} bytes that belong to {path.name}; {remedy}")
+        with open(metrics, "r+b") as file:
+            file.truncate(length)
+        return state
 
     def record(self, metrics: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Append one line of metrics, then save the state that goes with it.
