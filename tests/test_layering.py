@@ -1,6 +1,7 @@
 """What the source may do, read from its syntax trees: who imports whom, no hidden randomness, nothing executed."""
 
 import ast
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -300,3 +301,21 @@ def test_each_check_catches_its_fault(name, source, check, monkeypatch):
         for child in ast.iter_child_nodes(parent):
             monkeypatch.setitem(PARENT, child, parent)
     assert list(check(name)) != []
+
+
+# --- tests run offline ----------------------------------------------------------------------------------------------
+
+
+def test_the_network_is_refused_and_remembered(offline):
+    with pytest.raises(ConnectionRefusedError, match=r"192\.0\.2\.1"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)  # an address reserved for documentation
+    with pytest.raises(ConnectionRefusedError, match=r"example\.org"):
+        socket.getaddrinfo("example.org", 80)
+    assert len(offline) >= 2
+    offline.clear()
+
+
+def test_this_machine_may_be_reached():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        server.accept()[0].close()
+        assert client.recv(1) == b""
