@@ -32,15 +32,22 @@ def check(name: str, text: str, arguments: list[str]) -> int:
     options = parse(name, CheckOptions, arguments, text)
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist; create it first")
-    from entropy_theory.claims import holds, table, to_json
-    from entropy_theory.cli.verdicts import all_states, run_check
+    from entropy_theory import claims
+    from entropy_theory.cli.progress import bar
+    from entropy_theory.cli.worlds import all_states
     from entropy_theory.runs import write_atomic
 
-    results = run_check(options.instances, options.seed, all_states())
-    print(table(results))
+    with bar(0, "check", unit="instance") as progress:
+
+        def show(done: int, total: int):
+            progress.total = total
+            progress.update(done - progress.n)
+
+        results = claims.check(options.instances, options.seed, all_states(), show)
+    print(claims.table(results))
     if options.json is not None:
-        write_atomic(options.json, to_json(results))
-    return 0 if holds(results) else 1
+        write_atomic(options.json, claims.to_json(results))
+    return 0 if claims.holds(results) else 1
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,11 @@ def _train(world: str, name: str, text: str, arguments: list[str]) -> int:
 
 
 def _report(world: str, config: Any, folders: list[Path], out: Path) -> int:
-    from entropy_theory.cli.results import final_rows, read_curves, results_table
+    from entropy_theory.cli.results import final_row, read_curves, results_table
     from paper_figs import run_curves
 
     curves = read_curves(folders, world, config.control)
-    print(results_table(final_rows(curves)))
+    print(results_table([final_row(curves)]))
     figure = run_curves.draw(curves, out)
     print(f"metrics: {folders[0]}/metrics.jsonl" + (f" and {len(folders) - 1} more" if len(folders) > 1 else ""))
     print(f"figure:  {figure}")

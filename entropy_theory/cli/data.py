@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from entropy_theory.claims import table_cells
 from entropy_theory.cli.results import (
     REWARD,
     Curves,
     align,
     final,
-    final_rows,
+    final_row,
     read_curves,
     results_cells,
     results_table,
@@ -49,7 +50,7 @@ def write_data(todo: Sequence[Job], out: Path) -> Tables:
     data.mkdir(exist_ok=True)
     curves = collect(todo)
     baselines = {c.world: c for c in curves if c.control == "none"}
-    rows = [row for c in curves for row in final_rows(c, baselines[c.world])]
+    rows = [final_row(c, None if c.control == "none" else baselines[c.world]) for c in curves]
     fits = [fit_row(c) for c in baselines.values()]
     checked = json.loads((out / "check.json").read_text())
     write_csv(data / "final.csv", rows)
@@ -59,8 +60,6 @@ def write_data(todo: Sequence[Job], out: Path) -> Tables:
     write_csv(data / "fit_points.csv", [row for c in baselines.values() for row in fit_point_rows(c)])
     write_csv(data / "selection.csv", [row for c in curves for row in selection_rows(c)])
     write_csv(data / "difficulty.csv", [row for c in baselines.values() for row in difficulty_rows(c)])
-    from entropy_theory.claims import table_cells
-
     cells = {
         "verdicts": table_cells(checked),
         "results": results_cells(rows),
@@ -73,7 +72,7 @@ def write_data(todo: Sequence[Job], out: Path) -> Tables:
         fits="\nR = -a exp(H) + b on the runs without control\n" + align(cells["fits"]),
         findings="\nFindings\n" + align(cells["findings"]),
         cells=cells,
-        holds=all(row["verdict"] == "holds" for row in checked["results"]),
+        holds=checked["holds"],
     )
 
 
@@ -250,7 +249,7 @@ def finding_cells(curves: Sequence[Curves], baselines: dict[str, Curves]) -> lis
         for other in curves:
             if other.world != world or other.control != "kl_cov":
                 continue
-            row = final_rows(other, none)[0]
+            row = final_row(other, none)
             scale = 500 if world == "cartpole" else 1
             text = f"{row['entropy_ratio']:.2f} [{row['entropy_ratio_low']:.2f}, {row['entropy_ratio_high']:.2f}]"
             lines.append(

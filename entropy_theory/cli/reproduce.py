@@ -1,6 +1,5 @@
 """`entropy-theory reproduce`: check, every control in every world, then tables, figures and a report."""
 
-import json
 import multiprocessing
 import os
 import sys
@@ -143,11 +142,11 @@ def _train(index: int, job: Job) -> None:
 def _check(instances: int, out: Path) -> None:
     import torch
 
-    from entropy_theory.claims import to_json
-    from entropy_theory.cli.verdicts import all_states, run_check
+    from entropy_theory.claims import check, to_json
+    from entropy_theory.cli.worlds import all_states
     from entropy_theory.runs import write_atomic
 
     torch.set_num_threads(1)
     if not (out / "check.json").exists():
-        results = run_check(instances, 0, all_states(), quiet=True)
-        write_atomic(out / "check.json", json.dumps(to_json(results), indent=2))
+        results = check(instances, 0, all_states())
+        write_atomic(out / "check.json", to_json(results))

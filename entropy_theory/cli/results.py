@@ -55,8 +55,8 @@ def final(values: np.ndarray) -> np.ndarray:
     return values[..., -count:].mean(-1)
 
 
-def final_rows(curves: Curves, baseline: Curves | None = None) -> list[dict]:
-    """One row of the results table: start and final entropy, final return, with 95 % intervals over seeds.
+def final_row(curves: Curves, baseline: Curves | None = None) -> dict:
+    """The row of the results table: start and final entropy, final return, with 95 % intervals over seeds.
 
     With a baseline (the run of `none` on the same seeds) also the ratio of final entropies (geometric mean of the
     paired ratios) and the difference of final returns.
@@ -75,7 +75,7 @@ def final_rows(curves: Curves, baseline: Curves | None = None) -> list[dict]:
         ratio = np.log(final(entropy) / final(baseline.column("entropy")))
         row |= {k: float(np.exp(v)) for k, v in _interval("entropy_ratio", ratio).items()}
         row |= _interval("return_difference", final(result) - final(baseline.column("return")))
-    return [row]
+    return row
 
 
 def _interval(name: str, values: np.ndarray) -> dict[str, float]:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropy_theory.cli.arguments import check_types
-from entropy_theory.cli.worlds import config_class, run_folders
-
-WORLDS = ("bandit", "cartpole", "llm")
+from entropy_theory.cli.worlds import WORLDS, config_class, run_folders
 
 
 class Job(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 Progress = Callable[[int, int, dict], None]
+WORLDS = ("bandit", "cartpole", "llm")
 
 
 def config_class(world: str) -> type:
@@ -72,3 +73,10 @@ def probe_states(world: str) -> tuple:
 
         return probe_states()
     return _module(world).probe_states()
+
+
+def all_states() -> dict[str, Any]:
+    """`probe_states` of every world, as the theory check takes them."""
+    from entropy_theory.claims import WorldStates
+
+    return {world: WorldStates(*probe_states(world)) for world in WORLDS}
