@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+ADVANTAGES = ("grpo", "rloo")
+DTYPES = ("float32", "float64", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -29,54 +33,99 @@ class MakeTinyConfig:
     layers: int = 3
     """Number of blocks."""
 
+    def __post_init__(self):
+        for name in ("steps", "rows", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("stepwise", "noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.hidden < 8 or self.hidden % 8:
+            raise ValueError(f"hidden must be a multiple of 8 (4 heads of even width), got {self.hidden}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A GRPO run; the defaults train the tiny model on its task."""
 
     model: str = "tiny"
-    """"tiny", a directory of a Qwen2/2.5/3 model, or a hub id."""
+    """"tiny" (the model in the package), a directory of a Qwen2, Qwen2.5 or Qwen3 model, or a hub id."""
     task: str = "tiny"
     """Verifiable task: tiny (arithmetic modulo 11)."""
     control: str = "none"
-    """Entropy control, or several joined by + and applied from left to right."""
+    """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
     set: dict[str, float] = field(default_factory=dict)
-    """Parameters of the controls, name.parameter=value."""
+    """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 3
-    """Number of independent runs, seeds 0, 1, ..."""
+    """Independent runs, seeds 0, 1, 2, ..., one directory each."""
     rollouts: int = 70
     """Rollouts per run."""
     prompts_per_rollout: int = 32
     """Prompts per rollout; a multiple of updates_per_rollout."""
     group_size: int = 8
-    """Responses per prompt."""
-    updates_per_rollout: int = 2
-    """Optimizer steps per rollout, each on its own share of the prompts; at least 2 (kl_cov and
-    clip_higher do nothing on the first)."""
+    """Responses per prompt, at least 2."""
+    updates_per_rollout: int = 4
+    """Optimizer steps per rollout, each on its own share of the prompts; at least 2, because some controls cannot
+    act on the first."""
     micro_batch_rows: int = 128
-    """Responses per forward and backward pass; changes memory and speed, not the gradient."""
+    """Responses per forward and backward pass; sets memory and speed, not the gradient."""
     lr: float = 3e-4
-    """Learning rate of Adam."""
+    """Learning rate of Adam at the start."""
+    anneal_lr: bool = False
+    """Lower the learning rate linearly to 0 over the run."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     temperature: float = 1.0
-    """Sampling temperature, > 0; log-probabilities and entropies are of the policy at it."""
+    """Sampling temperature; log-probabilities and entropies are those of the policy at it."""
     clip_low: float = 0.2
-    """PPO clip: distance of the lowest ratio from 1."""
+    """Distance of PPO's lower clip from ratio 1."""
     clip_high: float = 0.2
-    """PPO clip: distance of the highest ratio from 1."""
-    advantage: str = "grpo"
-    """Advantage from a group's rewards: grpo (divided by their std) or rloo."""
+    """Distance of PPO's upper clip from ratio 1."""
+    advantage: Literal["grpo", "rloo"] = "grpo"
+    """Advantage of a response within its group."""
     max_new_tokens: int = 28
-    """Longest response, end token included."""
-    dtype: str = "float32"
-    """Precision of weights: float32, float64 or bfloat16 (whose 3 digits swallow small lr)."""
+    """Longest response in tokens, its end included; a response cut there earns nothing."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Precision of the weights; bfloat16 has 3 digits and swallows the steps of a small lr."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
     probe_every: int = 1
-    """Optimizer steps between two measurements on the probe batch; 0 switches the probe off."""
-    probe_responses: int = 64
-    """Responses in the fixed probe batch; a multiple of 4."""
+    """Optimizer steps from one measurement of predicted and measured entropy change to the next; 0 for none."""
+    probe_responses: int = 32
+    """Responses of the initial policy that make up the probe."""
+    threads: int = 1
+    """CPU threads; results are bit-equal only for the same number."""
+
+    def __post_init__(self):
+        for name in (
+            "seeds",
+            "rollouts",
+            "prompts_per_rollout",
+            "micro_batch_rows",
+            "max_new_tokens",
+            "probe_responses",
+            "threads",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("group_size", "updates_per_rollout"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name in ("lr", "grad_clip", "temperature", "clip_low", "clip_high"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.probe_every < 0:
+            raise ValueError(f"probe_every must be at least 0, got {self.probe_every}")
+        if self.prompts_per_rollout % self.updates_per_rollout:
+            raise ValueError(
+                f"prompts_per_rollout must be a multiple of updates_per_rollout, got "
+                f"{self.prompts_per_rollout} and {self.updates_per_rollout}"
+            )
+        for name, choices in (("advantage", ADVANTAGES), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
     @property
     def rows_per_update(self) -> int:

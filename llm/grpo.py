@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,14 +13,21 @@ from entropy_theory import controls
 from entropy_theory.advantage import ADVANTAGES
 from entropy_theory.control import Control, Need, check_needs
 from entropy_theory.loss import minibatch_loss, token_loss
+from entropy_theory.measure import clip_fractions, selection, theorem_predictions, token_covariance
 from entropy_theory.records import Batch, Measurement, Objective, Sampling, map_tensors
 from entropy_theory.reduce import token_count, token_mean
+from entropy_theory.runs import Run
 from llm import measure
 from llm.config import TrainConfig
 from llm.models import LanguageModel, load_model, resolve_device
 from llm.probe import Probe
-from llm.rollout import Responses, forward, sample
+from llm.rollout import Activation, Responses, forward, sample, token_collision
 from llm.tasks import Task, get_task
+
+Progress = Callable[[int, int, dict], None]
+
+Graph = tuple[Tensor, Tensor]
+"""logp and entropy of a micro-batch, with grad."""
 
 PROVIDES = frozenset(
     {
@@ -61,16 +69,18 @@ def build_control(config: TrainConfig) -> Control:
     return control
 
 
-def train_seed(config: TrainConfig, seed: int, run) -> None:
+def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | None = None) -> None:
     """Train one model, or go on where `run` stopped.
 
     Args:
       config: see `TrainConfig`.
       seed: of prompts and sampling, both functions of (seed, rollout) and of nothing else.
-      run: `load_state() -> dict | None`, `record(metrics, state)`, as `entropy_theory.runs.Run`.
+      run: where metrics go, one line per optimizer step, and the state to resume from.
+      progress: called with (rollouts done, rollouts in all, last line) after each rollout.
     Raises: ValueError for a model, task, control or device that cannot be used, and for NaN in
       logits, rewards or gradients, naming the step.
     """
+    torch.set_num_threads(config.threads)
     control = build_control(config)
     task = get_task(config.task)
     device = resolve_device(config.device)
@@ -99,17 +109,11 @@ def train_seed(config: TrainConfig, seed: int, run) -> None:
         rows = slice(part * config.rows_per_update, (part + 1) * config.rows_per_update)
         responses, reward = rollout.responses[rows], rollout.reward[rows]
 
-        # The statistics of the whole minibatch come before its loss. One micro-batch keeps its graph
-        # for the loss; several are run a second time, so that memory does not grow with their number.
         pieces = micro_batches(config.rows_per_update, config.micro_batch_rows)
-        scaled = Need.LOGIT_SCALE in control.needs
-        once = len(pieces) == 1 and not scaled
-        with torch.set_grad_enabled(once):
-            passes = [
-                forward(lm, responses[p], rollout.temperature, control.activate) for p in pieces
-            ]
-        logp = torch.cat([p.logp.detach() for p in passes])
-        entropy = torch.cat([p.entropy.detach() for p in passes])
+        once = len(pieces) == 1 and Need.LOGIT_SCALE not in control.needs
+        logp, entropy, collision, graphs = minibatch_statistics(
+            lm, responses, rollout.temperature, control.activate, pieces, keep_graphs=once
+        )
         _check_finite(logp, "logits", step)
 
         # ---- advantage
@@ -117,7 +121,9 @@ def train_seed(config: TrainConfig, seed: int, run) -> None:
         advantage = ADVANTAGES[config.advantage](reward.to(logp.dtype), group)
         batch = Batch(
             logp=logp,
-            old_logp=rollout.old_logp[rows],
+            # Still the policy that sampled, but rounding may depend on the shape of a batch, and a penalty
+            # on |log ratio| has a gradient of full size at 1e-8 and none at 0.
+            old_logp=logp if part == 0 else rollout.old_logp[rows],
             advantage=advantage.unsqueeze(-1).expand_as(logp),
             mask=responses.mask,
             entropy=entropy,
@@ -131,40 +137,39 @@ def train_seed(config: TrainConfig, seed: int, run) -> None:
 
         # ---- update
         logits_before = probe.before(lm, step)
-        theorems = measure.theorem_metrics(batch, passes)
         optimizer.zero_grad(set_to_none=True)
-        count = token_count(objective.mask)
-        for piece, kept in zip(pieces, passes, strict=True):
-            scale = objective.logit_scale[piece] if scaled else None
-            stats = kept if once else forward(
-                lm, responses[piece], rollout.temperature, control.activate, scale
-            )
-            loss = token_loss(stats.logp, stats.entropy, _rows(batch, piece), _rows(objective, piece))
-            minibatch_loss(loss, count).backward()
+        accumulate_gradient(lm, responses, batch, objective, rollout.temperature, control, pieces, graphs)
+        del graphs
         grad_norm = torch.nn.utils.clip_grad_norm_(lm.model.parameters(), config.grad_clip)
         _check_finite(grad_norm, "the gradient", step)
+        share_left = 1 - step / (config.rollouts * config.updates_per_rollout)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = config.lr * (share_left if config.anneal_lr else 1.0)
         optimizer.step()
 
         # ---- measure
-        metrics = {
-            "step": step,
+        line = {
+            "step": step + 1,
             "rollout": index,
             "temperature": rollout.temperature,
-            "grad_norm": grad_norm.item(),
+            "entropy": token_mean(entropy, batch.mask),
+            "sampled_entropy": -token_mean(batch.old_logp, batch.mask),
+            "grad_norm": grad_norm,
             **measure.rollout_metrics(
                 rollout.responses, rollout.old_logp, rollout.reward, rollout.difficulty, task.difficulties
             ),
-            **measure.batch_metrics(batch, plain, objective),
-            **measure.group_metrics(batch, rollout.difficulty[rows], config.group_size),
-            **theorems,
+            **measure.group_metrics(batch, rollout.difficulty[rows], task.difficulties),
+            **selection(plain, objective),
+            **clip_fractions(batch, objective),
+            **token_covariance(batch),
+            **theorem_predictions(batch, collision),
             **probe.change(lm, step, logits_before),
         }
 
         # ---- advance
-        measurement = Measurement(entropy=token_mean(entropy, responses.mask))
-        control_state = control.advance(control_state, measurement)
+        control_state = control.advance(control_state, Measurement(line["entropy"]))
         run.record(
-            metrics,
+            line,
             {
                 "step": step + 1,
                 "model": lm.model.state_dict(),
@@ -173,6 +178,8 @@ def train_seed(config: TrainConfig, seed: int, run) -> None:
                 "rollout": asdict(rollout),
             },
         )
+        if progress and part + 1 == config.updates_per_rollout:
+            progress(index + 1, config.rollouts, line)
 
 
 def make_rollout(
@@ -187,9 +194,8 @@ def make_rollout(
 ) -> Rollout:
     """Sample and reward the responses of rollout `index`.
 
-    `old_logp` comes from the `forward` of training, over the same micro-batches, not from sampling: the
-    two differ by rounding, and KL-Cov's penalty has a gradient of full size on any difference, so that a
-    fresh minibatch must see a log-ratio of exactly 0.
+    `old_logp` comes from the `forward` of training, not from sampling: the two differ by rounding
+    (logged as sampling_mismatch), which is no step of the policy.
     """
     prompts = task.make_prompts(config.prompts_per_rollout, seed, index)
     generator = torch.Generator(lm.model.device).manual_seed(seed * SEED_STRIDE + index)
@@ -212,20 +218,71 @@ def make_rollout(
         [task.reward(*row) for row in zip(rows, texts, finished, strict=True)], device=lm.model.device
     )
     _check_finite(reward, "rewards", step)
-    pieces = [
-        slice(start + p.start, start + p.stop)
-        for start in range(0, len(rows), config.rows_per_update)
-        for p in micro_batches(config.rows_per_update, config.micro_batch_rows)
-    ]
     with torch.no_grad():
-        passes = [forward(lm, responses[p], temperature, control.activate) for p in pieces]
+        old_logp = [
+            forward(lm, responses[piece], temperature, control.activate).logp
+            for piece in micro_batches(len(rows), config.micro_batch_rows)
+        ]
     return Rollout(
         responses=responses,
-        old_logp=torch.cat([p.logp for p in passes]),
+        old_logp=torch.cat(old_logp),
         reward=reward,
         difficulty=torch.tensor([prompt.difficulty for prompt in rows], device=lm.model.device),
         temperature=temperature,
     )
+
+
+def minibatch_statistics(
+    lm: LanguageModel,
+    responses: Responses,
+    temperature: float,
+    activate: Activation,
+    pieces: Sequence[slice],
+    keep_graphs: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Graph] | None]:
+    """What the control and the logs must know of the whole minibatch before its loss can be formed.
+
+    Returns: logp, entropy and collision, [rows, tokens] without grad; and, if `keep_graphs`, logp and entropy of
+      each piece with their graphs. A minibatch of one piece then needs no second forward pass; one of several is
+      run again, so that memory does not grow with their number.
+    """
+    columns: list[tuple[Tensor, ...]] = []
+    graphs: list[Graph] = []
+    for piece in pieces:
+        logp, entropy, logits = forward(lm, responses[piece], temperature, activate)
+        collision = token_collision(logits, responses.mask[piece])
+        columns.append((logp.detach(), entropy.detach(), collision))
+        if keep_graphs:
+            graphs.append((logp, entropy))
+    logp, entropy, collision = (torch.cat(column) for column in zip(*columns, strict=True))
+    return logp, entropy, collision, graphs if keep_graphs else None
+
+
+def accumulate_gradient(
+    lm: LanguageModel,
+    responses: Responses,
+    batch: Batch,
+    objective: Objective,
+    temperature: float,
+    control: Control,
+    pieces: Sequence[slice],
+    graphs: Sequence[Graph] | None = None,
+) -> None:
+    """Add the gradient of the minibatch's loss to the parameters.
+
+        loss = sum_tokens token_loss / (valid tokens of the whole minibatch)
+
+    The count is the minibatch's, so the gradient does not depend on how `pieces` cut its rows.
+    """
+    count = token_count(objective.mask)
+    for i, piece in enumerate(pieces):
+        if graphs is not None:
+            logp, entropy = graphs[i]
+        else:
+            scale = objective.logit_scale[piece] if Need.LOGIT_SCALE in control.needs else None
+            logp, entropy, _ = forward(lm, responses[piece], temperature, control.activate, scale)
+        loss = token_loss(logp, entropy, _rows(batch, piece), _rows(objective, piece))
+        minibatch_loss(loss, count).backward()
 
 
 def micro_batches(rows: int, size: int) -> list[slice]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from llm.config import MakeTinyConfig
+from llm.models import no_progress_bars
 from llm.tasks import tiny
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -28,8 +29,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_tokens([AddedToken(word, lstrip=True, normalized=False) for word in tiny.WORDS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN,
-        padding_side="left", model_max_length=128,
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        model_max_length=128,
     )
 
 
@@ -128,11 +133,14 @@ def make_tiny(config: MakeTinyConfig, progress: bool = True) -> Path:
     model = pretrain(config, progress)
     tokenizer = tiny_tokenizer()
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out, safe_serialization=True)
+    with no_progress_bars():
+        model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     for file in out.iterdir():  # the weights come out readable by their owner only
         file.chmod(0o644)

@@ -6,13 +6,16 @@ Nothing that is read is executed: safetensors only, no pickle, no code from a mo
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging
 
 TINY = "tiny"
 ARCHITECTURES = ("qwen2", "qwen3")
@@ -26,6 +29,18 @@ class LanguageModel(NamedTuple):
     tokenizer: Tokenizer
     pad: int
     ends: tuple[int, ...]
+
+
+@contextmanager
+def no_progress_bars():
+    """Keep transformers from drawing its own progress bars."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def tiny_directory() -> Path:
@@ -46,9 +61,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_model(
-    source: str | Path, dtype: str = "float32", device: str | torch.device = "cpu"
-) -> LanguageModel:
+def load_model(source: str | Path, dtype: str = "float32", device: str | torch.device = "cpu") -> LanguageModel:
     """Model and tokenizer of `source`, in training precision `dtype`, without dropout.
 
     Args:
@@ -67,13 +80,19 @@ def load_model(
     place = str(path) if path.exists() else str(source)
     local = path.exists()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, local_files_only=local
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            place, padding_side="left", trust_remote_code=False, local_files_only=local
-        )
-    except (OSError, ValueError) as error:
+        with no_progress_bars():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                place,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=local,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                place, padding_side="left", trust_remote_code=False, local_files_only=local
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         where = "directory" if local else "hub id"
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -81,6 +100,9 @@ def load_model(
             "give 'tiny', a complete local directory, or a hub id that can be reached"
         ) from None
     _check_architecture(str(source), model.config.model_type)
+    if loading["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(loading["missing_keys"])[0]
+        raise ValueError(f"model {str(source)!r} lacks the weight {missing}; download it again")
     return _language_model(model.to(device).eval(), tokenizer)
 
 
@@ -93,6 +115,8 @@ def _check_directory(path: Path) -> None:
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
         raise ValueError(f"{config} is not a JSON object; download the model again") from None
     _check_architecture(str(path), kind)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ValueError(f"model directory {str(path)!r} has no tokenizer.json; copy the tokenizer's files there")
     if not any(path.glob("*.safetensors")):
         raise ValueError(
             f"model directory {str(path)!r} holds no *.safetensors weights; add them "
@@ -108,6 +132,10 @@ def _check_architecture(source: str, kind: str | None) -> None:
 
 
 def _language_model(model: PreTrainedModel, tokenizer: Tokenizer) -> LanguageModel:
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {model.config.vocab_size}; use the model's own"
+        )
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     ends = tuple(dict.fromkeys(end for end in (*ends, tokenizer.eos_token_id) if end is not None))

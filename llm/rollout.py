@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from entropy_theory.softmax import token_statistics
+from entropy_theory.softmax import collision, token_statistics
 from llm.models import LanguageModel
 
 Activation = Callable[[Tensor], Tensor]
@@ -53,15 +53,24 @@ class Responses:
 
 
 class TokenStatistics(NamedTuple):
-    """Per token, 0 where masked: logp and exact entropy [rows, tokens] in nats; logits [valid tokens, vocabulary].
+    """Statistics of the policy at the sampling temperature, at response tokens.
 
-    All are of the policy at the sampling temperature; the logits are those of its softmax, in the order of
-    `mask.nonzero()`.
+    logp, entropy: [rows, tokens], nats, 0 where masked
+    logits:        [valid tokens, vocabulary], of the softmax, in the order of `mask.nonzero()`
     """
 
     logp: Tensor
     entropy: Tensor
     logits: Tensor
+
+
+def token_collision(logits: Tensor, mask: Tensor) -> Tensor:
+    """Cov_pi(log pi, pi) at every token, [rows, tokens], nats; 0 where masked; without grad.
+
+    Args: logits: [valid tokens, vocabulary] as in `TokenStatistics`; mask: [rows, tokens].
+    """
+    values = collision(logits.detach())
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 
 def policy_logits(
@@ -180,9 +189,7 @@ def forward(
     logits = policy_logits(lm.model.get_output_embeddings()(hidden), temperature, activate, scale)
     logp, entropy = token_statistics(logits, responses.tokens[rows, steps])
     empty = torch.zeros(responses.mask.shape, dtype=logits.dtype, device=logits.device)
-    return TokenStatistics(
-        empty.index_put((rows, steps), logp), empty.index_put((rows, steps), entropy), logits
-    )
+    return TokenStatistics(empty.index_put((rows, steps), logp), empty.index_put((rows, steps), entropy), logits)
 
 
 def _left_aligned(responses: Responses) -> Tensor:
