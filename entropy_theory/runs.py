@@ -60,6 +60,9 @@ def versions() -> dict[str, Any]:
 _BEFORE_CONFIG = {"lock", "versions.json", "versions.json.tmp", "config.json.tmp"}
 """All that a folder holds when a run was killed before its config was written."""
 
+_BEFORE_STATE = {*_BEFORE_CONFIG, "config.json", "metrics.jsonl", "state.pt.tmp"}
+"""All that a folder holds before the first step was recorded."""
+
 
 def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} for {"a": {"b": value}}."""
@@ -78,7 +81,10 @@ def _difference(stored: Mapping, wanted: Mapping) -> str:
 
 
 class Run:
-    """One open run directory; only one process may hold it."""
+    """One open run directory; only one process may hold it.
+
+    As a context manager: a new run that fails before its first recorded step leaves nothing behind.
+    """
 
     def __init__(self, folder: str | os.PathLike, config: Mapping[str, Any]):
         """Create the directory, or open it to resume the run of exactly this config.
@@ -88,6 +94,7 @@ class Run:
         self.folder = Path(folder)
         config = plain(config)
         self._check(config)
+        self._created = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 (held until the process ends)
         try:
@@ -171,8 +178,20 @@ class Run:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind is not None and self._created and {p.name for p in self.folder.iterdir()} <= _BEFORE_STATE:
+            self._remove()
         self.close()
+
+    def _remove(self) -> None:
+        """Take away a new run that failed before its first step, and the folders made for it."""
+        for name in _BEFORE_STATE:
+            (self.folder / name).unlink(missing_ok=True)
+        for place in self._created:
+            try:
+                place.rmdir()
+            except OSError:  # something else has been put there meanwhile
+                return
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:

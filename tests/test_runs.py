@@ -370,3 +370,33 @@ def test_a_run_lets_go_of_its_folder_when_it_closes_or_fails(tmp_path):
     with pytest.raises(RuntimeError), Run(tmp_path, CONFIG):
         raise RuntimeError
     Run(tmp_path, CONFIG).close()
+
+
+def test_a_new_run_that_fails_before_its_first_step_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), Run(tmp_path / "a/b", {"lr": 1}) as run:
+        run.load_state()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_later_keeps_its_steps(tmp_path):
+    with pytest.raises(RuntimeError), Run(tmp_path / "a", {"lr": 1}) as run:
+        run.load_state()
+        run.record({"step": 1}, {})
+        raise RuntimeError
+    with pytest.raises(RuntimeError), Run(tmp_path / "a", {"lr": 1}):
+        raise RuntimeError
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1]
+
+
+def test_a_folder_with_other_results_in_it_keeps_its_config(tmp_path):
+    with pytest.raises(RuntimeError), Run(tmp_path / "a", {"lr": 1}):
+        (tmp_path / "a/runs").mkdir()
+        raise RuntimeError
+    assert (tmp_path / "a/config.json").exists()
+
+
+def test_a_folder_that_was_there_before_stays(tmp_path):
+    with pytest.raises(RuntimeError), Run(tmp_path, {"lr": 1}):
+        raise RuntimeError
+    assert tmp_path.is_dir()
