@@ -1,0 +1,132 @@
+"""The parts of PPO that do not depend on the environment; replicas (seeds) are the leading axis of everything."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from entropy_theory.draw import uniform
+from entropy_theory.reduce import token_mean
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    r"""Generalised advantage estimate.
+
+        A_t = sum_{k >= 0} (gamma lambda)^k delta_{t+k} up to the end of the episode or of the segment
+        delta_t = r_t + gamma V(s_{t+1}) [not terminated_t] - V(s_t)
+
+    Schulman et al. 2016 (arXiv 1506.02438), eq. 16. An episode that was truncated, or that goes on, is bootstrapped
+    from the value of the state that came next; a terminated one is not.
+
+    Args:
+      reward, terminated, truncated: [..., steps].
+      value: [..., steps + 1]; value[t + 1] is of the state that step t led to (not of one after a reset).
+      gamma, gae_lambda: in [0, 1].
+    Returns: [..., steps], reward units.
+    """
+    delta = reward + gamma * value[..., 1:] * (~terminated) - value[..., :-1]
+    carry = gamma * gae_lambda * (~(terminated | truncated)).to(delta.dtype)
+    advantage = torch.empty_like(delta)
+    last = torch.zeros_like(delta[..., 0])
+    for t in reversed(range(delta.shape[-1])):
+        last = delta[..., t] + carry[..., t] * last
+        advantage[..., t] = last
+    return advantage
+
+
+def normalise(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    r"""(A - mean) / (std + eps) over the valid tokens of each replica, 0 where masked.
+
+    `eps` (reward units) only bounds the quotient where all advantages are equal.
+    """
+    deviation = torch.where(mask, advantage - token_mean(advantage, mask)[..., None, None], 0.0)
+    std = token_mean(deviation.square(), mask).sqrt()
+    return deviation / (std + eps)[..., None, None]
+
+
+def value_loss(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Half the squared error (V - target)^2 / 2, averaged over each replica's valid states, replicas summed."""
+    return token_mean((value - target).square() / 2, mask).sum()
+
+
+def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Scale each seed's gradient, over all its parameters, to norm at most `max_norm`, in place.
+
+    Args:
+      gradients: [nets, seeds, in, out] or [seeds, in, out].
+    Returns: the norms before, [seeds].
+    """
+    squares = [g.square().sum((-2, -1)) for g in gradients]
+    norm = torch.stack([s.sum(0) if s.dim() == 2 else s for s in squares]).sum(0).sqrt()
+    scale = (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
+    for g in gradients:
+        g.mul_(scale[..., None, None])
+    return norm
+
+
+@torch.no_grad()
+def adam_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    step: int,
+    lr: float,
+    eps: float = 1e-5,
+) -> None:
+    r"""One step of Adam with decay rates .9 and .999, in place on the weights and both moments.
+
+        m <- .9 m + .1 g,    v <- .999 v + .001 g^2
+        w <- w - lr (m / (1 - .9^t)) / (sqrt(v / (1 - .999^t)) + eps)
+
+    Kingma & Ba 2015 (arXiv 1412.6980), algorithm 1. Elementwise, so seeds stay apart.
+
+    Args:
+      first, second: m and v, zero before the first step; step: t, from 1.
+      eps: gradient units; it bounds the step of a weight whose gradient has long been near 0. 1e-5 as in Huang et
+        al. 2022.
+    """
+    for w, g, m, v in zip(weights, gradients, first, second, strict=True):
+        m.lerp_(g, 0.1)
+        v.mul_(0.999).addcmul_(g, g, value=0.001)
+        w.addcdiv_(m, (v / (1 - 0.999**step)).sqrt_().add_(eps), value=-lr / (1 - 0.9**step))
+
+
+class Transitions(NamedTuple):
+    """Steps of one rollout (or a minibatch of them), [seeds, transitions], to be learned from.
+
+    observation [seeds, transitions, 4]; old_logp nats; advantage, value_target reward units; outcome in [0, 1].
+    """
+
+    observation: Tensor
+    action: Tensor
+    mask: Tensor
+    old_logp: Tensor
+    advantage: Tensor
+    value_target: Tensor
+    outcome: Tensor
+
+    def take(self, index: Tensor) -> "Transitions":
+        """The transitions at `index` [seeds, n], each seed its own."""
+        seeds, count = self.mask.shape
+        flat = index + count * torch.arange(seeds).unsqueeze(-1)
+        return Transitions(*(field.flatten(0, 1)[flat] for field in self))
+
+
+def minibatch_indices(key: Tensor, step: int, count: int, epochs: int, minibatches: int) -> Iterator[Tensor]:
+    """Index of each minibatch, [seeds, count / minibatches], shuffled anew in every epoch.
+
+    Args:
+      key: [seeds] draw keys; step: number of the rollout.
+    """
+    for epoch in range(epochs):
+        draws = uniform(key, torch.full_like(key, step * epochs + epoch), count)
+        yield from draws.argsort(dim=-1).chunk(minibatches, dim=-1)
