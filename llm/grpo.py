@@ -300,7 +300,7 @@ def _check_finite(values: Tensor, what: str, step: int) -> None:
 
 
 def _not_finite(what: str, step: int) -> str:
-    return f"{what} at step {step}; the last completed step is saved, start anew with a smaller lr"
+    return f"{what} at step {step + 1}; the last completed step is saved, start anew with a smaller lr"
 
 
 def _to(value: Any, device: torch.device) -> Any:
