@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -245,25 +246,18 @@ def test_a_file_in_place_of_the_folder_is_an_os_error(tmp_path):
         Run(tmp_path / "run", CONFIG)
 
 
-@pytest.fixture
-def unprivileged():
-    """Root ignores permissions, so give them up for the test."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)  # nobody
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-def test_a_read_only_folder_is_an_os_error_that_names_it(tmp_path, unprivileged):
-    closed = Path("/proc") if os.geteuid() == 65534 else tmp_path / "closed"
-    if closed.parent == tmp_path:
-        closed.mkdir(mode=0o555)
-    with pytest.raises(OSError, match="new"):
-        Run(closed / "new", CONFIG)
+def test_a_read_only_folder_is_an_os_error_that_names_it():
+    root = os.geteuid() == 0  # root ignores permissions, so give them up for the test
+    with tempfile.TemporaryDirectory() as closed:
+        os.chmod(closed, 0o555)
+        if root:
+            os.seteuid(65534)  # nobody
+        try:
+            with pytest.raises(PermissionError, match=f"{closed}/new"):
+                Run(f"{closed}/new", CONFIG)
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 def test_a_full_disk_is_an_os_error_and_loses_nothing(reference, tmp_path):
