@@ -133,26 +133,23 @@ def make_batch(transitions: Transitions, policy: Tensor) -> Batch:
     )
 
 
-def apply_update(
-    learner: Learner,
-    policy: Tensor,
-    value: Tensor,
-    minibatch: Transitions,
-    batch: Batch,
-    objective: Objective,
-    update: int,
-) -> None:
-    """One step of Adam on the control's objective and the value loss.
+def ppo_loss(
+    config: CartPoleConfig, policy: Tensor, value: Tensor, minibatch: Transitions, batch: Batch, objective: Objective
+) -> Tensor:
+    """The control's objective plus `value_coef` times the value loss: a mean per seed, seeds summed.
 
     Args:
       policy, value: logits and values as the forward pass on `minibatch` gave them, with grad.
-      update: optimizer steps taken before this one.
     """
-    config = learner.config
     logp, entropies = token_statistics(policy * objective.logit_scale, minibatch.action)
     losses = token_loss(logp.unsqueeze(-1), entropies.unsqueeze(-1), batch, objective)
     errors = value_loss(value.unsqueeze(-1), minibatch.value_target.unsqueeze(-1), batch.mask)
-    loss = minibatch_loss(losses, token_count(objective.mask)) + config.value_coef * errors
+    return minibatch_loss(losses, token_count(objective.mask)) + config.value_coef * errors
+
+
+def apply_update(learner: Learner, loss: Tensor, update: int) -> None:
+    """One step of Adam down the gradient of `loss`, after `update` steps before it."""
+    config = learner.config
     gradients = torch.autograd.grad(loss, learner.networks)
     clip_gradients(gradients, config.max_grad_norm)
     rollout = update // config.updates_per_rollout
@@ -221,7 +218,7 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
             # update
             if update == first:
                 before = probe_policy(learner, probe, temperature)
-            apply_update(learner, policy, value, minibatch, batch, objective, update)
+            apply_update(learner, ppo_loss(config, policy, value, minibatch, batch, objective), update)
             # measure
             if update == first:
                 metrics |= entropy_change(before, probe_policy(learner, probe, temperature))
@@ -289,8 +286,8 @@ def probe_states(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
     20 rollouts of 2 seeds; from the first and the last update of each, the first 8 valid states of its minibatch.
 
-    Returns: logits before the step, their change, and the step's advantage A (1[a = sampled] - pi_a), whose mean
-      under the policy is 0; each [states, 2], float64.
+    Returns: logits before the step, their change, and the step's advantage A (1[b = a] - pi_a) of
+      each action b when a was sampled, whose mean under the policy is 0; each [states, 2], float64.
     """
     config = CartPoleConfig(seeds=2, total_timesteps=20 * 512, epochs=4, lr=2e-3, seed=seed)
     learner = make_learner(config)
@@ -304,11 +301,13 @@ def probe_states(seed: int) -> tuple[Tensor, Tensor, Tensor]:
             minibatch = transitions.take(index)
             policy, value = actor_critic(learner.networks, minibatch.observation)
             batch = make_batch(minibatch, policy.detach())
-            apply_update(learner, policy, value, minibatch, batch, Objective.from_batch(batch), update)
+            loss = ppo_loss(config, policy, value, minibatch, batch, Objective.from_batch(batch))
+            apply_update(learner, loss, update)
             if update % config.updates_per_rollout in (0, config.updates_per_rollout - 1):
                 before, after = policy.detach().double(), probe_policy(learner, minibatch.observation, temperature)
-                chosen = torch.nn.functional.one_hot(minibatch.action, 2)
-                advantage = minibatch.advantage.double().unsqueeze(-1) * (chosen - before.softmax(-1))
+                chosen, action = torch.eye(2, dtype=torch.float64)[minibatch.action], minibatch.action.unsqueeze(-1)
+                centred = chosen - before.softmax(-1).gather(-1, action)
+                advantage = minibatch.advantage.double().unsqueeze(-1) * centred
                 for seed_mask, *records in zip(minibatch.mask, before, after - before, advantage, strict=True):
                     found.append([record[seed_mask][:8] for record in records])
     env.close()

@@ -25,7 +25,7 @@ class CartPoleConfig:
     minibatches: int = 4
     """Optimizer steps per epoch; must divide envs * steps."""
     lr: float = 1e-3
-    """Learning rate of Adam at the start."""
+    """Learning rate of Adam at the start, in (0, 1]."""
     anneal_lr: bool = True
     """Lower the learning rate linearly to 0 over the run."""
     gamma: float = 0.99
@@ -43,7 +43,7 @@ class CartPoleConfig:
     hidden: int = 64
     """Units in each of the two tanh layers of actor and critic."""
     probe_states: int = 64
-    """States per seed, from the first rollout, on which entropy changes are measured; 0 measures none."""
+    """States per seed, from the first rollout, on which entropy changes are measured."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of networks and losses."""
     seed: int = 0
@@ -71,7 +71,9 @@ class CartPoleConfig:
         for name in ("seeds", "envs", "steps", "epochs", "minibatches", "hidden", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "clip_low", "clip_high", "max_grad_norm"):
+        if not 0 < self.lr <= 1:
+            raise ValueError(f"lr must lie in (0, 1], got {self.lr}")
+        for name in ("clip_low", "clip_high", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):
@@ -93,8 +95,8 @@ class CartPoleConfig:
                 f"epochs * minibatches must be at least 2, got {self.epochs} * {self.minibatches}: "
                 "some controls (kl_cov, clip_higher) cannot act on the first update of a rollout"
             )
-        if not 0 <= self.probe_states <= self.rollout_size // 2:
+        if not 1 <= self.probe_states <= self.rollout_size // 2:
             raise ValueError(
-                f"probe_states must lie in [0, {self.rollout_size // 2}] (half of envs * steps), "
+                f"probe_states must lie in [1, {self.rollout_size // 2}] (half of envs * steps), "
                 f"got {self.probe_states}"
             )

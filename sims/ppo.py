@@ -54,7 +54,8 @@ def normalise(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 def value_loss(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Half the squared error (V - target)^2 / 2, averaged over each replica's valid states, replicas summed."""
-    return token_mean((value - target).square() / 2, mask).sum()
+    error = torch.where(mask, value - target, 0.0)  # before the square: its gradient at a masked inf would be NaN
+    return token_mean(error.square() / 2, mask).sum()
 
 
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
