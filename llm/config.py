@@ -32,9 +32,11 @@ class MakeTinyConfig:
     """Width of the residual stream."""
     layers: int = 3
     """Number of blocks."""
+    threads: int = 1
+    """CPU threads; the weights are bit-equal only for the same number."""
 
     def __post_init__(self):
-        for name in ("steps", "rows", "layers"):
+        for name in ("steps", "rows", "layers", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("stepwise", "noise"):
@@ -60,7 +62,7 @@ class TrainConfig:
     """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 3
     """Independent runs, seeds 0, 1, 2, ..., one directory each."""
-    rollouts: int = 70
+    rollouts: int = 80
     """Rollouts per run."""
     prompts_per_rollout: int = 32
     """Prompts per rollout; a multiple of updates_per_rollout."""
@@ -71,9 +73,9 @@ class TrainConfig:
     act on the first."""
     micro_batch_rows: int = 128
     """Responses per forward and backward pass; sets memory and speed, not the gradient."""
-    lr: float = 3e-4
+    lr: float = 6e-4
     """Learning rate of Adam at the start."""
-    anneal_lr: bool = False
+    anneal_lr: bool = True
     """Lower the learning rate linearly to 0 over the run."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -124,24 +125,29 @@ def pretrain(config: MakeTinyConfig, progress: bool = True) -> Qwen2ForCausalLM:
 def make_tiny(config: MakeTinyConfig, progress: bool = True) -> Path:
     """Pretrain and write config, weights (safetensors) and tokenizer to `config.out`.
 
-    The same seed, machine and torch version give the same files. Nothing is written before the
-    training has come to its end. Raises ValueError if the directory holds something already.
+    The same seed, machine, number of threads and torch version give the same files. `config.out` appears whole or
+    not at all. Raises ValueError if the directory holds something already.
     """
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty; choose another --out")
-    model = pretrain(config, progress)
-    tokenizer = tiny_tokenizer()
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    with no_progress_bars():
-        model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    for file in out.iterdir():  # the weights come out readable by their owner only
-        file.chmod(0o644)
+    torch.set_num_threads(config.threads)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # made before the work, so that a folder that cannot be written to shows at once
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".make-tiny-") as temporary:
+        model = pretrain(config, progress)
+        tokenizer = tiny_tokenizer()
+        model.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        folder = Path(temporary) / "model"
+        with no_progress_bars():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():  # the weights come out readable by their owner only
+            file.chmod(0o644)
+        folder.replace(out)
     return out

@@ -196,6 +196,14 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, name):
         assert torch.equal(weight, ends[1]["model"][key])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_precisions_train(dtype):
+    memory = train(replace(SMALL, rollouts=1, dtype=dtype, lr=1e-2))
+    assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in memory.lines)
+    assert memory.states[0]["rollout"]["old_logp"].dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    assert not torch.equal(weights(memory, 0), weights(memory, 1))
+
+
 def test_seeds_differ_and_a_seed_repeats():
     assert torch.equal(weights(train(SMALL), -1), weights(train(SMALL), -1))
     assert not torch.equal(weights(train(SMALL), -1), weights(train(SMALL, seed=1), -1))
@@ -276,10 +284,11 @@ def test_probe_states_are_real_logits_and_a_real_step():
     assert torch.isfinite(logits).all() and 0 < change.abs().max() < 5
 
 
-def test_anneal_lr_goes_to_zero():
-    memory = train(replace(SMALL, anneal_lr=True))
+@pytest.mark.parametrize(("anneal", "shares"), [(True, [1, 0.75, 0.5, 0.25]), (False, [1, 1, 1, 1])])
+def test_the_learning_rate_falls_linearly_if_asked(anneal, shares):
+    memory = train(replace(SMALL, anneal_lr=anneal))
     rates = [state["optimizer"]["param_groups"][0]["lr"] for state in memory.states]
-    assert rates[-1] == pytest.approx(1e-3 / 4)
+    assert rates == pytest.approx([1e-3 * share for share in shares])
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
