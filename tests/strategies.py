@@ -15,6 +15,9 @@ from entropy_theory.records import Batch, Objective, Penalty
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 LARGEST_LOGIT = 50.0
+SMALL = 30
+"""Largest number of actions of the small pairs."""
+OFFSET = 100.0
 LOGIT_KINDS = ("normal", "uniform", "ties", "near_one_hot", "extreme", "masked", "one_hot")
 """masked and one_hot hold -inf; one_hot puts probability exactly 1 on one action."""
 CHANGE_KINDS = ("normal", "one_action", "two_valued", "along_log_prob", "constant", "zero")
@@ -116,6 +119,26 @@ def logits_and_changes(draw, **options):
     """(logits, change) of one shape; `options` as for `logits`."""
     z = draw(logits(**options))
     return z, draw(changes(z))
+
+
+@st.composite
+def small_pairs(
+    draw, dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32), largest: float = 10.0, **options
+):
+    """(logits, change) of one dtype and few actions, for oracles in many digits; `options` as for `logits`.
+
+    Now and then the change is mostly a constant, which cancels in every formula but not in its rounding.
+    """
+    z = draw(logits(max_actions=SMALL, dtype=draw(st.sampled_from(dtypes)), **options))
+    return z, draw(changes(z, largest=largest)) + draw(st.sampled_from([0.0, 0.0, OFFSET]))
+
+
+@st.composite
+def dyadic_pairs(draw):
+    """(logits, change) in eighths up to 10, so that adding eighths is exact and rounding cannot hide in the input."""
+    count = draw(actions(2, SMALL))
+    rng = draw(generators())
+    return tuple(torch.from_numpy(rng.integers(-80, 81, count) / 8) for _ in range(2))
 
 
 @st.composite

@@ -79,6 +79,26 @@ def test_change_case_occurs(case):
     occurs(strategies.logits_and_changes(), lambda pair: CHANGE_CASES[case](pair[1]))
 
 
+PAIR_CASES = {
+    "float32": lambda z, d: z.dtype == d.dtype == torch.float32,
+    "float64": lambda z, d: z.dtype == d.dtype == torch.float64,
+    "mostly a constant": lambda z, d: 0 < float(d.max() - d.min()) < 0.1 * float(d.abs().min()),
+    "no constant": lambda z, d: float(d.abs().min()) < float(d.max() - d.min()),
+    "-inf": lambda z, d: bool(torch.isinf(z).any()),
+}
+
+
+@pytest.mark.parametrize("case", PAIR_CASES)
+def test_small_pair_case_occurs(case):
+    occurs(strategies.small_pairs(), lambda pair: PAIR_CASES[case](*pair))
+
+
+@given(strategies.dyadic_pairs())
+def test_dyadic_pairs_are_whole_eighths(pair):
+    for x in pair:
+        assert torch.equal(8 * x, (8 * x).round()) and x.abs().max() <= 10 and 2 <= len(x) <= strategies.SMALL
+
+
 MASK_CASES = {
     "full": lambda m: bool(m.all()),
     "all empty": lambda m: not m.any(),
