@@ -131,6 +131,9 @@ def test_state_of_the_environments_goes_through_disk(tmp_path):
     actions = np.random.default_rng(0).integers(0, 2, (120, 6))
     for action in actions[:60]:
         env.step(action)
+        if env.prev_done.any():  # the hardest moment: the next step is a reset
+            break
+    assert env.prev_done.any()
     torch.save(cartpole_env.env_state(env), tmp_path / "env.pt")
     cartpole_env.restore_env(other, torch.load(tmp_path / "env.pt", weights_only=True))
     for action in actions[60:]:
@@ -180,6 +183,20 @@ def test_normalised_advantage_has_mean_0_and_deviation_1_over_valid_tokens():
         numbers, raw = row[valid].numpy(), before[valid].numpy()
         np.testing.assert_allclose(numbers, (raw - raw.mean()) / raw.std(), rtol=0, atol=1e-8)
         assert (row[~valid] == 0).all()
+
+
+def test_minibatches_cover_every_transition_once_per_epoch_and_keep_seeds_apart():
+    key = torch.tensor([5, 6])
+    indices = list(ppo.minibatch_indices(key, 3, 12, epochs=2, minibatches=3))
+    assert len(indices) == 6 and not torch.equal(indices[0], indices[3])
+    for epoch in (indices[:3], indices[3:]):
+        assert torch.equal(torch.cat(epoch, -1).sort(-1).values, torch.arange(12).expand(2, 12))
+    field = torch.arange(24).view(2, 12)
+    transitions = ppo.Transitions(torch.stack([field] * 4, -1), *[field] * 6)
+    taken = transitions.take(indices[0])
+    for seed in range(2):
+        expected = [12 * seed + i for i in indices[0][seed].tolist()]
+        assert taken.advantage[seed].tolist() == expected and taken.observation[seed, :, 2].tolist() == expected
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -344,8 +361,15 @@ def test_kl_cov_and_clip_higher_act_on_a_stale_batch_only():
         assert not same(bonus, plain)
 
 
-def test_the_first_update_of_a_run_is_the_same_under_kl_cov_and_clip_higher(tmp_path):
-    """Bit for bit, float32 included: ratio 1 must be exactly 1 although the rollout used NumPy."""
+def test_the_first_update_of_a_run_is_the_same_under_kl_cov_and_clip_higher(tmp_path, monkeypatch):
+    """Bit for bit, in float32, also where the recorded log-probabilities were rounded otherwise."""
+    make_transitions = cartpole.make_transitions
+
+    def rounded_otherwise(*arguments):
+        transitions, entropies = make_transitions(*arguments)
+        return transitions._replace(old_logp=transitions.old_logp * (1 + 2**-23)), entropies
+
+    monkeypatch.setattr(cartpole, "make_transitions", rounded_otherwise)
     config = dataclasses.replace(SMALL, lr=0.05, anneal_lr=False, total_timesteps=2 * 128)
     settings = {"none": {}, "clip_higher": {}, "kl_cov": {"kl_cov.fraction": 0.1}, "entropy_bonus": {}}
     lines = {
@@ -401,6 +425,20 @@ def test_logit_scale_scales_the_logits_of_the_update():
     losses = token_loss(logp, torch.zeros_like(logp), batch, plain)
     expected = sum(row[valid].mean() for row, valid in zip(losses.squeeze(-1), transitions.mask, strict=True))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_control_advances_once_per_update_with_the_measured_entropy(tmp_path, monkeypatch):
+    counting = control(
+        init=lambda like: (like, like),
+        advance=lambda state, measurement: (state[0] + 1, state[1] + measurement.entropy),
+    )
+    monkeypatch.setattr(cartpole, "build", lambda names, settings: counting)
+    lines = train(SMALL, tmp_path / "run")
+    count, total = torch.load(tmp_path / "run/state.pt", weights_only=True)["state"]["control"]
+    assert count.tolist() == [20.0] * SMALL.seeds  # 5 rollouts of 2 epochs of 2 minibatches
+    # the mean over a run of the sampling policies' entropy, which moves by less than .01 within a rollout of 4 steps
+    mean = np.mean([line["entropy"] for line in lines], axis=0)
+    np.testing.assert_allclose((total / count).numpy(), mean, rtol=0, atol=0.01)
 
 
 def test_a_need_this_world_lacks_is_refused():
