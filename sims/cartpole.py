@@ -57,10 +57,16 @@ class Learner(NamedTuple):
     second: Networks
 
 
-def make_learner(config: CartPoleConfig) -> Learner:
-    """Fresh networks and moments. Raises ValueError if the control is unknown or does not fit this world."""
+def build_control(config: CartPoleConfig) -> Control:
+    """The run's control. Raises ValueError if it is unknown or does not fit this world."""
     control = build(config.control, config.set)
     check_needs(config.control, control, "the CartPole world", PROVIDES)
+    return control
+
+
+def make_learner(config: CartPoleConfig) -> Learner:
+    """Fresh networks and moments. Raises ValueError if the control is unknown or does not fit this world."""
+    control = build_control(config)
     key = torch.stack([stream_keys(config, WEIGHTS), stream_keys(config, WEIGHTS + 1)])
     networks = init_networks(key, 4, config.hidden, 2, getattr(torch, config.dtype))
     first, second = (Networks(*map(torch.zeros_like, networks)) for _ in range(2))
