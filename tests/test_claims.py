@@ -38,7 +38,7 @@ def test_every_statement_holds_on_drawn_instances(results):
 
 
 def test_measured_orders_are_two_and_three(results):
-    # the median of hundreds of states; 1/8 is a quarter of the way to rounding to the wrong half-integer
+    # the median of hundreds of states: nearer to its whole number than to the halves beside it by far
     for r in (results[0], results[2], results[3]):
         assert abs(r.order - 2) < 1 / 8 and abs(r.order_second - 3) < 1 / 8
         assert r.order_states > 100 and r.order_second_states > 100
