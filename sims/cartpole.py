@@ -287,7 +287,7 @@ def measure_rollout(config, transitions: Transitions, entropies: Tensor, returns
     }
 
 
-def probe_states(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """States of a short CartPole training, with what an optimizer step did to their logits.
 
     20 rollouts of 2 seeds; from the first and the last update of each, the first 8 valid states of its minibatch.
