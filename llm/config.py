@@ -61,7 +61,9 @@ class TrainConfig:
     set: dict[str, float] = field(default_factory=dict)
     """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 3
-    """Independent runs, seeds 0, 1, 2, ..., one directory each."""
+    """Independent runs, one directory each."""
+    seed: int = 0
+    """First seed; the others follow it."""
     rollouts: int = 80
     """Rollouts per run."""
     prompts_per_rollout: int = 32

@@ -20,7 +20,7 @@ class Job(NamedTuple):
     weight: float
 
 
-WEIGHTS = {"bandit": 4.0, "cartpole": 30.0, "llm": 25.0}
+WEIGHTS = {"bandit": 5.0, "cartpole": 35.0, "llm": 29.0}
 
 
 def load(file: Path | None) -> dict[str, Any]:

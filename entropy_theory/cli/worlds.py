@@ -27,7 +27,7 @@ def config_class(world: str) -> type:
 def run_folders(world: str, config: Any, out: Path) -> list[tuple[Path, int]]:
     """The run directories of one command and their seeds: one for a vectorised sim, one per seed for the LLM."""
     if world == "llm":
-        return [(out / f"seed-{seed}", seed) for seed in range(config.seeds)]
+        return [(out / f"seed-{seed}", seed) for seed in range(config.seed, config.seed + config.seeds)]
     return [(out, config.seed)]
 
 
