@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from matplotlib.ticker import LogLocator
+
 from paper_figs.style import RETURNS, STEPS, WORLDS, color, plt, read_csv, save, unique
 
 NAME = "fig01_entropy_and_return"
 CAPTION = (
-    "Policy entropy (top) and what the policy earns (bottom) in the three worlds under each control. "
+    "Policy entropy (top, log scale) and what the policy earns (bottom) in the three worlds under each control. "
     "Lines are means, bands 95 % t intervals over seeds. Every curve comes from the same loop and the same loss; "
     "only the control's edit of the objective differs."
 )
@@ -26,10 +28,16 @@ def draw(data: Path, out: Path) -> Path:
                 (line,) = axis.plot(steps, [row[name] for row in curve], color=color(control), label=control)
                 low, high = ([row[f"{name}_{side}"] for row in curve] for side in ("low", "high"))
                 axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes[0, column].set(title=WORLDS[world])
-        axes[0, column].set_ylim(bottom=0)
+        entropies = [row["entropy"] for row in chosen]
+        axes[0, column].set(title=WORLDS[world], yscale="log", ylim=(min(entropies) / 1.3, max(entropies) * 1.3))
+        axes[0, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0, column].yaxis.set_major_formatter("{x:g}")
+        axes[0, column].yaxis.set_minor_formatter("")
+        returns = [row["return"] for row in chosen]
+        margin = 0.05 * (max(returns) - min(returns))
         axes[1, column].set(xlabel=STEPS[world], ylabel=RETURNS[world])
-    axes[0, 0].set_ylabel("entropy (nats)")
+        axes[1, column].set_ylim(min(returns) - margin, max(returns) + margin)
+    axes[0, 0].set_ylabel("entropy (nats, log scale)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return save(figure, out, NAME)

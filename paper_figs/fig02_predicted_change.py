@@ -11,8 +11,8 @@ CAPTION = (
     "Entropy change of single updates on fixed probe states (no control). Top: Lemma 1 to first and second order from "
     "the measured logit change; the diagonal is exact agreement. Bottom: Theorems 1 and 2 from the minibatch's "
     "sampled advantages; Adam on a network has no tabular step size, so each is scaled by the one step size that "
-    "fits best (R² of that fit in the legend). The worlds are from left to right ever further from the theorems' "
-    "tabular, frozen-state assumptions."
+    "fits best (R² of that fit in the legend; it is low where a network is shared by all states and Adam's momentum "
+    "carries earlier minibatches into the step)."
 )
 
 LEMMA = (("predicted_first_order", "first order", "#0072B2"), ("predicted_second_order", "second order", "#E69F00"))
@@ -37,7 +37,7 @@ def draw(data: Path, out: Path) -> Path:
                 axis.plot(predicted[good], measured[good], ".", color=ink, markersize=3, alpha=0.6, label=label)
             low, high = measured[np.isfinite(measured)].min(), measured[np.isfinite(measured)].max()
             axis.plot([low, high], [low, high], color="#444444", linewidth=0.8)
-            axis.legend(loc="upper left", markerscale=2, fontsize=8)
+            axis.legend(markerscale=2, fontsize=8)
             axis.set_xlabel("predicted change (nats)")
             axis.ticklabel_format(scilimits=(-2, 2))
         axes[0, column].set_title(WORLDS[world])
