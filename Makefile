@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check test test-quick test-thorough faults lint figures update-figures clean
+.PHONY: help setup reproduce check test test-quick test-thorough faults test-wheel lint figures update-figures clean
 
 help:
 	@echo "make reproduce       set up, then the main job (about 10 minutes on 2 cores): runs/reproduce/report.html"
@@ -14,7 +14,7 @@ help:
 	@echo "make check           the theory check alone"
 	@echo "make figures         redraw figures/ from the committed data"
 	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
-	@echo "make test-quick | test-thorough | faults | lint | setup | clean"
+	@echo "make test-quick | test-thorough | test-wheel | faults | lint | setup | clean"
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,15 @@ test-thorough: setup
 
 faults: setup
 	$(BIN)/python tests/plant_faults.py
+
+# the wheel in an environment of its own, outside the checkout
+test-wheel: setup
+	rm -rf build dist/wheel && $(BIN)/python -m build --quiet --wheel --outdir dist/wheel
+	rm -rf dist/venv && $(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet $(PIP_TORCH) "$$(grep '^torch==' constraints.txt)"
+	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/wheel/*.whl
+	rm -rf dist/elsewhere && mkdir dist/elsewhere
+	cd dist/elsewhere && ../venv/bin/entropy-theory check && ../venv/bin/entropy-theory reproduce
 
 lint: setup
 	$(BIN)/ruff check .

@@ -93,6 +93,7 @@ def test_a_mistake_is_one_sentence_and_status_2_and_writes_nothing(capsys, tmp_p
         ("seeds = 3\narmz = 2", "unknown key 'armz'"),
         ("seeds = '3'", "seeds must be of type int, got '3'"),
         ("seeds = true", "seeds must be of type int, got True"),
+        ("out = 3", "out must be of type str, got 3"),
         ("seeds = ", "is not valid TOML"),
         ("seeds = 0", "seeds must be at least 1, got 0"),
     ],
@@ -121,6 +122,12 @@ def test_config_file_set_and_arguments_meet_in_config_json(capsys, tmp_path):
     assert "control kl_cov: fraction=0.5, coef=2.0" in text
     assert "H final" in text and (out / "curves.png").stat().st_size > 1000
     assert len(read_metrics(out)) == 4
+
+
+def test_a_config_file_may_name_the_run_directory(capsys, tmp_path):
+    (tmp_path / "c.toml").write_text(f'out = "{tmp_path}/here"\nseeds = 1\nrollouts = 2\n')
+    assert run(capsys, "sim", "bandit", "--config", str(tmp_path / "c.toml"))[0] == 0
+    assert len(read_metrics(tmp_path / "here")) == 2
 
 
 def test_the_same_command_again_changes_nothing_and_another_config_is_refused(capsys, tmp_path):

@@ -61,13 +61,17 @@ def _from_toml(options: type, file: str) -> Any:
 def check_types(options: type, values: dict[str, Any], where: str) -> Any:
     """`options(**values)` after a check that each value has the type of the field's default."""
     for field in dataclasses.fields(options):
-        if field.name not in values or field.default is dataclasses.MISSING or field.default is None:
+        if field.name not in values or field.default is dataclasses.MISSING:
             continue
         value, wanted = values[field.name], type(field.default)
+        if isinstance(field.default, Path | None):  # every option without a default value is a path
+            wanted = str
         if wanted is float and type(value) is int:
             values[field.name] = float(value)
         elif type(value) is not wanted:
             raise ValueError(f"{where}: {field.name} must be of type {wanted.__name__}, got {value!r}")
+        elif isinstance(field.default, Path | None):
+            values[field.name] = Path(value)
     return options(**values)
 
 
