@@ -11,11 +11,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+Progress = Callable[[int, int, dict], None]
+"""Called by a loop with (steps done, steps in all, the last line of metrics)."""
 
 PACKAGES = ("entropy-theory", "torch", "numpy", "transformers", "gymnasium", "matplotlib", "scipy")
 
@@ -168,7 +171,8 @@ class Run:
             file.flush()
             length = file.tell()
         temporary = self.folder / "state.pt.tmp"
-        torch.save({"metrics_bytes": length, "state": dict(state)}, temporary)
+        with open(temporary, "wb") as file:  # given a path, torch reports a full disk as an internal RuntimeError
+            torch.save({"metrics_bytes": length, "state": dict(state)}, file)
         os.replace(temporary, self.folder / "state.pt")
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from entropy_theory.ranges import require_at_least, require_choice, require_positive, require_share
+
 ADVANTAGES = ("grpo", "rloo")
 DTYPES = ("float32", "float64", "bfloat16")
 
@@ -36,14 +38,9 @@ class MakeTinyConfig:
     """CPU threads; the weights are bit-equal only for the same number."""
 
     def __post_init__(self):
-        for name in ("steps", "rows", "layers", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("stepwise", "noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        require_at_least(self, 1, "steps", "rows", "layers", "threads")
+        require_share(self, "stepwise", "noise")
+        require_positive(self, "lr")
         if self.hidden < 8 or self.hidden % 8:
             raise ValueError(f"hidden must be a multiple of 8 (4 heads of even width), got {self.hidden}")
 
@@ -103,33 +100,18 @@ class TrainConfig:
     """CPU threads; results are bit-equal only for the same number."""
 
     def __post_init__(self):
-        for name in (
-            "seeds",
-            "rollouts",
-            "prompts_per_rollout",
-            "micro_batch_rows",
-            "max_new_tokens",
-            "probe_responses",
-            "threads",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("group_size", "updates_per_rollout"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
-        for name in ("lr", "grad_clip", "temperature", "clip_low", "clip_high"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.probe_every < 0:
-            raise ValueError(f"probe_every must be at least 0, got {self.probe_every}")
+        require_at_least(self, 1, "seeds", "rollouts", "prompts_per_rollout", "micro_batch_rows")
+        require_at_least(self, 1, "max_new_tokens", "probe_responses", "threads")
+        require_at_least(self, 2, "group_size", "updates_per_rollout")
+        require_at_least(self, 0, "probe_every")
+        require_positive(self, "lr", "grad_clip", "temperature", "clip_low", "clip_high")
+        require_choice(self, "advantage", ADVANTAGES)
+        require_choice(self, "dtype", DTYPES)
         if self.prompts_per_rollout % self.updates_per_rollout:
             raise ValueError(
                 f"prompts_per_rollout must be a multiple of updates_per_rollout, got "
                 f"{self.prompts_per_rollout} and {self.updates_per_rollout}"
             )
-        for name, choices in (("advantage", ADVANTAGES), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
     @property
     def rows_per_update(self) -> int:

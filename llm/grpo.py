@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,15 +16,13 @@ from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.measure import clip_fractions, selection, theorem_predictions, token_covariance
 from entropy_theory.records import Batch, Measurement, Objective, Sampling, map_tensors
 from entropy_theory.reduce import token_count, token_mean
-from entropy_theory.runs import Run
+from entropy_theory.runs import Progress, Run
 from llm import measure
 from llm.config import TrainConfig
 from llm.models import LanguageModel, load_model, resolve_device
 from llm.probe import Probe
 from llm.rollout import Activation, Responses, forward, sample, token_collision
 from llm.tasks import Task, get_task
-
-Progress = Callable[[int, int, dict], None]
 
 Graph = tuple[Tensor, Tensor]
 """logp and entropy of a micro-batch, with grad."""

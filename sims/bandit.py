@@ -4,7 +4,6 @@ Replicas are [seeds, problems]; a row is one pull, with one step. All randomness
 so a seed gives the same numbers whatever runs beside it and a run has no generator to save.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,12 +23,10 @@ from entropy_theory.measure import (
 )
 from entropy_theory.records import Batch, Measurement, Objective, Sampling
 from entropy_theory.reduce import token_count
-from entropy_theory.runs import Run
+from entropy_theory.runs import Progress, Run
 from entropy_theory.softmax import collision, entropy, finite_log_probs, token_statistics
 from entropy_theory.theorems import theorem_1, theorem_2
 from sims.bandit_config import BanditConfig
-
-Progress = Callable[[int, int, dict], None]
 
 
 class Problem(NamedTuple):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from entropy_theory.ranges import require_at_least, require_choice, require_positive
+
 
 @dataclass(frozen=True)
 class BanditConfig:
@@ -44,17 +46,9 @@ class BanditConfig:
     """CPU threads."""
 
     def __post_init__(self):
-        for name in ("seeds", "problems", "samples", "rollouts", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("arms", "updates_per_rollout"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
-        for name in ("step_size", "clip_low", "clip_high"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not self.prior_scale >= 0:
-            raise ValueError(f"prior_scale must be at least 0, got {self.prior_scale}")
-        for name, choices in (("gradient", ("sampled", "exact")), ("advantage", ("grpo", "rloo"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        require_at_least(self, 1, "seeds", "problems", "samples", "rollouts", "threads")
+        require_at_least(self, 2, "arms", "updates_per_rollout")
+        require_at_least(self, 0, "prior_scale")
+        require_positive(self, "step_size", "clip_low", "clip_high")
+        require_choice(self, "gradient", ("sampled", "exact"))
+        require_choice(self, "advantage", ("grpo", "rloo"))

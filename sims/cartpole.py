@@ -3,7 +3,7 @@
 Replicas are [seeds]; a row is one transition, with one step, so a minibatch is [seeds, transitions, 1].
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -23,14 +23,12 @@ from entropy_theory.measure import (
 )
 from entropy_theory.records import Batch, Measurement, Objective, Sampling
 from entropy_theory.reduce import token_count, token_mean
-from entropy_theory.runs import Run
+from entropy_theory.runs import Progress, Run
 from entropy_theory.softmax import collision, token_statistics
 from sims.cartpole_config import CartPoleConfig
 from sims.cartpole_env import Rollout, collect, env_state, finished_returns, make_env, outcomes, restore_env
 from sims.networks import Networks, actor, actor_critic, actor_numpy, init_networks, keep_freed_memory
 from sims.ppo import Transitions, adam_step, clip_gradients, gae, minibatch_indices, normalise, value_loss
-
-Progress = Callable[[int, int, dict], None]
 
 PROVIDES = frozenset({Need.ENTROPY_GRAD, Need.SAMPLES, Need.LOGIT_SCALE, Need.ACTIVATION, Need.SAMPLING})
 """What a control may ask of this world."""

@@ -3,15 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from entropy_theory.ranges import require_at_least, require_choice, require_positive, require_share
+
 
 @dataclass(frozen=True)
 class CartPoleConfig:
     """PPO on CartPole-v1, all seeds trained together as batched networks."""
 
     control: str = "none"
-    """Entropy control, or several joined by + (see `entropy-theory sim cartpole --help`)."""
+    """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
     set: dict[str, float] = field(default_factory=dict)
-    """Hyper-parameters of the control, {"name.parameter": value}."""
+    """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 10
     """Independent repetitions, trained together."""
     total_timesteps: int = 153_600
@@ -68,21 +70,13 @@ class CartPoleConfig:
         return self.epochs * self.minibatches
 
     def __post_init__(self):
-        for name in ("seeds", "envs", "steps", "epochs", "minibatches", "hidden", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least(self, 1, "seeds", "envs", "steps", "epochs", "minibatches", "hidden", "threads")
+        require_at_least(self, 0, "value_coef")
+        require_positive(self, "clip_low", "clip_high", "max_grad_norm")
+        require_share(self, "gamma", "gae_lambda")
+        require_choice(self, "dtype", ("float32", "float64"))
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr must lie in (0, 1], got {self.lr}")
-        for name in ("clip_low", "clip_high", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.value_coef >= 0:
-            raise ValueError(f"value_coef must be at least 0, got {self.value_coef}")
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype must be float32 or float64, got {self.dtype!r}")
         if self.total_timesteps < self.rollout_size:
             raise ValueError(
                 f"total_timesteps must be at least one rollout, envs * steps = {self.rollout_size}, "

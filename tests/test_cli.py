@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from entropy_theory import cli
-from entropy_theory.runs import read_metrics
+from entropy_theory.runs import Run, read_metrics
 
 SMALL = ["--seeds", "2", "--problems", "2", "--rollouts", "5", "--samples", "8", "--arms", "3"]
 
@@ -147,16 +148,27 @@ def test_an_unwritable_folder_is_named(capsys, tmp_path):
     assert status == 2 and "Not a directory" in error and "choose another --out" in error
 
 
-def test_a_full_disk_is_named(capsys, monkeypatch, tmp_path):
-    def full(*_):
-        raise OSError(28, "No space left on device", "state.pt.tmp")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("name", ["state.pt.tmp", "metrics.jsonl"])
+def test_a_full_disk_is_named_and_the_run_goes_on_later(capsys, monkeypatch, tmp_path, name):
+    """The file is a link to a device on which every write fails for lack of space."""
+    out, real = tmp_path / "run", Run.record
 
-    monkeypatch.setattr("torch.save", full)
-    status, _, error = run(capsys, "sim", "bandit", *SMALL, "--out", str(tmp_path / "run"))
-    assert status == 2 and "No space left on device (state.pt.tmp)" in error
-    monkeypatch.undo()
-    assert run(capsys, "sim", "bandit", *SMALL, "--out", str(tmp_path / "run"))[0] == 0
-    assert len(read_metrics(tmp_path / "run")) == 5
+    def record(self, metrics, state):
+        if metrics["step"] == 3 and not (out / "tried").exists():
+            (out / "tried").touch()
+            (out / name).rename(out / "kept") if (out / name).exists() else None
+            (out / name).symlink_to("/dev/full")
+        real(self, metrics, state)
+
+    monkeypatch.setattr(Run, "record", record)
+    status, _, error = run(capsys, "sim", "bandit", *SMALL, "--out", str(out))
+    assert status == 2 and "No space left on device" in error and "Traceback" not in error
+    (out / name).unlink()
+    if (out / "kept").exists():
+        (out / "kept").rename(out / name)
+    assert run(capsys, "sim", "bandit", *SMALL, "--out", str(out))[0] == 0
+    assert [line["step"] for line in read_metrics(out)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -14,7 +14,7 @@ LONGEST_FILE = 400
 
 # A module of the core imports only from layers above its own line, or from its own folder.
 CORE_LAYERS = (
-    {"softmax", "covariance", "draw", "fit", "runs"},
+    {"softmax", "covariance", "draw", "fit", "runs", "ranges"},
     {"reduce", "records", "remainder"},
     {"loss", "theorems", "advantage", "surrogate"},
     {"control", "measure"},

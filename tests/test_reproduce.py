@@ -2,15 +2,18 @@
 
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from entropy_theory import cli
 from entropy_theory.cli import settings
-from entropy_theory.runs import read_metrics
+from entropy_theory.runs import Run, read_metrics
 from paper_figs.catalogue import FIGURES, draw_all
 
 SETTINGS = """
@@ -128,6 +131,27 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out/check.json").exists()
     assert not (tmp_path / "out/report.html").exists()
+
+
+def test_ctrl_c_leaves_runs_that_the_same_command_completes(tmp_path):
+    (tmp_path / "settings.toml").write_text(
+        "[bandit]\nseeds = 2\nproblems = 2\nrollouts = 3000\n[bandit.controls.none]\n"
+    )
+    line = [sys.executable, "-m", "entropy_theory.cli", "reproduce", "--settings", str(tmp_path / "settings.toml")]
+    line += ["--out", str(tmp_path / "out"), "--instances", "200", "--workers", "1"]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    state = tmp_path / "out/runs/bandit/none/state.pt"
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert "the same command goes on" in error and "Traceback" not in error
+    done = len(read_metrics(state.parent))
+    assert 0 < done < 3000
+    with Run(state.parent, json.loads((state.parent / "config.json").read_text())) as run:
+        assert run.load_state()["rollout"] >= done - 1
 
 
 @pytest.mark.parametrize(

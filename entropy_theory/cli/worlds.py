@@ -1,11 +1,12 @@
 """The three worlds behind one signature, for the commands that run them and for `reproduce`. No torch at import."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Progress = Callable[[int, int, dict], None]
+if TYPE_CHECKING:
+    from entropy_theory.runs import Progress
+
 WORLDS = ("bandit", "cartpole", "llm")
 
 
@@ -40,7 +41,7 @@ def stored_config(world: str, config: Any, seed: int) -> dict[str, Any]:
     return {"world": world, **values}
 
 
-def train(world: str, config: Any, folder: Path, seed: int, progress: Progress | None = None) -> None:
+def train(world: str, config: Any, folder: Path, seed: int, progress: "Progress | None" = None) -> None:
     """Train one run directory of a world to its end, from wherever it stopped.
 
     Raises: ValueError before anything is written if the control does not fit the world.
