@@ -24,6 +24,7 @@ def write_report(tables: Tables, out: Path) -> Path:
     config = json.loads((out / "config.json").read_text())
     text = page.render(
         cells=tables.cells,
+        parameters=tables.parameters,
         figures=figures,
         holds=tables.holds,
         config=json.dumps(config, indent=2),
