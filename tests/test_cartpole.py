@@ -536,7 +536,7 @@ def test_probe_states_are_float64_states_of_a_moving_policy():
         ({"minibatches": 7}, "minibatches must divide envs \\* steps = 512, got 7"),
         ({"epochs": 1, "minibatches": 1}, "epochs \\* minibatches must be at least 2, got 1 \\* 1"),
         ({"probe_states": 1000}, r"probe_states must lie in \[1, 256\]"),
-        ({"dtype": "float16"}, "dtype must be float32 or float64, got 'float16'"),
+        ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
     ],
 )
 def test_config_errors_name_field_and_value(settings, message):
