@@ -159,17 +159,20 @@ class Run:
             file.truncate(length)
         return state
 
-    def record(self, metrics: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    def record(self, metrics: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
         """Append one line of metrics, then save the state that goes with it.
 
         Args:
           metrics: numbers, strings, lists or tensors by name; must hold "step".
-          state: tensors, numbers, strings and (nested) dicts, lists and tuples of them.
+          state: tensors, numbers, strings and (nested) dicts, lists and tuples of them. None saves nothing: a run
+            that is killed goes on from the last state saved, and the lines since then are written again.
         """
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(plain(metrics)) + "\n")
             file.flush()
             length = file.tell()
+        if state is None:
+            return
         temporary = self.folder / "state.pt.tmp"
         with open(temporary, "wb") as file:  # given a path, torch reports a full disk as an internal RuntimeError
             torch.save({"metrics_bytes": length, "state": dict(state)}, file)

@@ -96,12 +96,15 @@ class TrainConfig:
     """Optimizer steps from one measurement of predicted and measured entropy change to the next; 0 for none."""
     probe_responses: int = 32
     """Responses of the initial policy that make up the probe."""
+    save_every: int = 1
+    """Optimizer steps between saved states, the most that a kill can cost; raise it for a large model, whose state
+    (weights and optimizer) takes 12 bytes a parameter."""
     threads: int = 1
     """CPU threads; results are bit-equal only for the same number."""
 
     def __post_init__(self):
         require_at_least(self, 1, "seeds", "rollouts", "prompts_per_rollout", "micro_batch_rows")
-        require_at_least(self, 1, "max_new_tokens", "probe_responses", "threads")
+        require_at_least(self, 1, "max_new_tokens", "probe_responses", "save_every", "threads")
         require_at_least(self, 2, "group_size", "updates_per_rollout")
         require_at_least(self, 0, "probe_every")
         require_positive(self, "lr", "grad_clip", "temperature", "clip_low", "clip_high")

@@ -166,16 +166,15 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
 
         # ---- advance
         control_state = control.advance(control_state, Measurement(line["entropy"]))
-        run.record(
-            line,
-            {
-                "step": step + 1,
-                "model": lm.model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "control": control_state,
-                "rollout": asdict(rollout),
-            },
-        )
+        save = (step + 1) % config.save_every == 0 or step + 1 == config.rollouts * config.updates_per_rollout
+        state = {
+            "step": step + 1,
+            "model": lm.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "control": control_state,
+            "rollout": asdict(rollout),
+        }
+        run.record(line, state if save else None)
         if progress and part + 1 == config.updates_per_rollout:
             progress(index + 1, config.rollouts, line)
 

@@ -176,9 +176,9 @@ class Killed(Run):
         super().record(metrics, state)
 
 
-@pytest.mark.parametrize("name", ["kl_cov", "clip_cov", "entropy_bonus"])
-def test_a_killed_run_ends_in_the_same_bits(tmp_path, name):
-    config = replace(SMALL, control=name)
+@pytest.mark.parametrize(("name", "save_every"), [("kl_cov", 1), ("clip_cov", 1), ("entropy_bonus", 1), ("kl_cov", 3)])
+def test_a_killed_run_ends_in_the_same_bits(tmp_path, name, save_every):
+    config = replace(SMALL, control=name, save_every=save_every)
     with Run(tmp_path / "whole", asdict(config)) as run:
         grpo.train_seed(config, 1, run)
     for kill in (1, 2, 3, 4):  # before and within the rollouts

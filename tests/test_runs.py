@@ -394,3 +394,14 @@ def test_a_folder_that_was_there_before_stays(tmp_path):
     with pytest.raises(RuntimeError), Run(tmp_path, {"lr": 1}):
         raise RuntimeError
     assert tmp_path.is_dir()
+
+
+def test_lines_without_a_state_are_written_again(tmp_path):
+    with Run(tmp_path / "a", {"lr": 1}) as run:
+        run.load_state()
+        run.record({"step": 1}, {"step": 1})
+        run.record({"step": 2}, None)
+        assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1, 2]
+    with Run(tmp_path / "a", {"lr": 1}) as run:
+        assert run.load_state() == {"step": 1}
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1]
