@@ -100,6 +100,15 @@ def entropy_change(before: Tensor, after: Tensor) -> dict[str, Tensor]:
     }
 
 
+def minibatch_change(batch: Batch, entropy_after: Tensor) -> dict[str, Tensor]:
+    """Entropy change of a step at the states of its own minibatch, token mean, nats: what the theorems speak of.
+
+    Args:
+      entropy_after: exact entropy at the same states after the step, E; `batch.entropy` is that before it.
+    """
+    return {"minibatch_entropy_change": token_mean(entropy_after.double() - batch.entropy.double(), batch.mask)}
+
+
 def theorem_predictions(batch: Batch, collision: Tensor) -> dict[str, Tensor]:
     """Theorems 1 and 2 for this minibatch, per unit of step size, from the sampled tokens.
 

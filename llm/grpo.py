@@ -13,7 +13,13 @@ from entropy_theory import controls
 from entropy_theory.advantage import ADVANTAGES
 from entropy_theory.control import Control, Need, check_needs
 from entropy_theory.loss import minibatch_loss, token_loss
-from entropy_theory.measure import clip_fractions, selection, theorem_predictions, token_covariance
+from entropy_theory.measure import (
+    clip_fractions,
+    minibatch_change,
+    selection,
+    theorem_predictions,
+    token_covariance,
+)
 from entropy_theory.records import Batch, Measurement, Objective, Sampling, map_tensors
 from entropy_theory.reduce import token_count, token_mean
 from entropy_theory.runs import Progress, Run
@@ -146,6 +152,12 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
         optimizer.step()
 
         # ---- measure
+        entropy_after = None
+        if logits_before is not None:
+            with torch.no_grad():
+                _, entropy_after, _, _ = minibatch_statistics(
+                    lm, responses, rollout.temperature, control.activate, pieces, keep_graphs=False
+                )
         line = {
             "step": step + 1,
             "rollout": index,
@@ -161,6 +173,7 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
             **clip_fractions(batch, objective),
             **token_covariance(batch),
             **theorem_predictions(batch, collision),
+            **({} if entropy_after is None else minibatch_change(batch, entropy_after)),
             **probe.change(lm, step, logits_before),
         }
 

@@ -8,11 +8,11 @@ from paper_figs.style import WORLDS, plt, read_csv, save, unique
 
 NAME = "fig02_predicted_change"
 CAPTION = (
-    "Entropy change of single updates on fixed probe states (no control). Top: Lemma 1 to first and second order from "
-    "the measured logit change; the diagonal is exact agreement. Bottom: Theorems 1 and 2 from the minibatch's "
-    "sampled advantages; Adam on a network has no tabular step size, so each is scaled by the one step size that "
-    "fits best (R² of that fit in the legend; it is low where a network is shared by all states and Adam's momentum "
-    "carries earlier minibatches into the step)."
+    "Entropy change of single updates (no control). Top: on fixed probe states, Lemma 1 to first and second order "
+    "from the measured logit change; the diagonal is exact agreement. Bottom: on the states of the minibatch that "
+    "made the update, Theorems 1 and 2 from its sampled advantages; Adam on a network has no tabular step size, "
+    "so each is scaled by the one step size that fits best (R² of that fit in the legend). What is left is the "
+    "theorems' tabular assumption (a network shares weights between states) and Adam's momentum."
 )
 
 LEMMA = (("predicted_first_order", "first order", "#0072B2"), ("predicted_second_order", "second order", "#E69F00"))
@@ -26,8 +26,8 @@ def draw(data: Path, out: Path) -> Path:
     figure, axes = plt.subplots(2, len(worlds), figsize=(3.2 * len(worlds), 5.6), squeeze=False)
     for column, world in enumerate(worlds):
         chosen = [row for row in rows if row["world"] == world]
-        measured = np.array([row["measured_entropy_change"] for row in chosen])
-        for axis, family in zip(axes[:, column], (LEMMA, THEOREMS), strict=True):
+        for axis, family, where in zip(axes[:, column], (LEMMA, THEOREMS), ("measured", "minibatch"), strict=True):
+            measured = np.array([row[f"{where}_entropy_change"] for row in chosen])
             for name, label, ink in family:
                 predicted = np.array([row[name] for row in chosen])
                 good = np.isfinite(predicted) & np.isfinite(measured)

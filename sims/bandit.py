@@ -17,6 +17,7 @@ from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.measure import (
     clip_fractions,
     entropy_change,
+    minibatch_change,
     selection,
     theorem_predictions,
     token_covariance,
@@ -203,6 +204,7 @@ def measure_first(config, problem: Problem, before: Tensor, after: Tensor, batch
     size = batch.mask.shape
     return {
         **entropy_change(before.unsqueeze(-2), after.unsqueeze(-2)),
+        **minibatch_change(batch, entropy(after)[..., None, None].expand(size)),
         **theorem_predictions(batch, collision(before)[..., None, None].expand(size)),
         "theorem_1": theorem_1(before, advantage, config.step_size),
         "theorem_2": theorem_2(before, advantage, config.step_size),

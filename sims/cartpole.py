@@ -17,6 +17,7 @@ from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.measure import (
     clip_fractions,
     entropy_change,
+    minibatch_change,
     selection,
     theorem_predictions,
     token_covariance,
@@ -24,7 +25,7 @@ from entropy_theory.measure import (
 from entropy_theory.records import Batch, Measurement, Objective, Sampling
 from entropy_theory.reduce import token_count, token_mean
 from entropy_theory.runs import Progress, Run
-from entropy_theory.softmax import collision, token_statistics
+from entropy_theory.softmax import collision, entropy, token_statistics
 from sims.cartpole_config import CartPoleConfig
 from sims.cartpole_env import Rollout, collect, env_state, finished_returns, make_env, outcomes, restore_env
 from sims.networks import Networks, actor, actor_critic, actor_numpy, init_networks, keep_freed_memory
@@ -226,6 +227,8 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
             # measure
             if update == first:
                 metrics |= entropy_change(before, probe_policy(learner, probe, temperature))
+                after = probe_policy(learner, minibatch.observation, temperature)
+                metrics |= minibatch_change(batch, entropy(after).unsqueeze(-1))
                 metrics |= theorem_predictions(batch, collision(policy.detach()).unsqueeze(-1))
             if update == first + config.updates_per_rollout - 1:
                 metrics |= selection(plain, objective) | clip_fractions(batch, objective) | token_covariance(batch)

@@ -83,6 +83,7 @@ def test_tabular_step_is_what_theorem_1_sums_up_to(tmp_path):
     for line in run(SMALL, tmp_path / "run"):
         predicted = np.array(line["theorem_1_per_step_size"]) * SMALL.step_size
         np.testing.assert_allclose(line["predicted_first_order"], predicted, rtol=0, atol=1000 * U)
+        assert line["minibatch_entropy_change"] == line["measured_entropy_change"]  # one state is all there is
 
 
 @pytest.mark.parametrize(("natural", "name"), [(False, "theorem_1"), (True, "theorem_2")])

@@ -223,6 +223,7 @@ LOGGED = {
     "selected_tokens", "selected_share", "selected_negative_share", "cov_token_mean", "cov_token_p50",
     "cov_token_p99", "cov_token_max", "cov_group", "measured_entropy_change", "predicted_first_order",
     "predicted_second_order", "remainder_bound", "theorem_1_per_step_size", "theorem_2_per_step_size",
+    "minibatch_entropy_change",
     *(f"{name}_{level}" for name in ("pass_rate", "cov_group") for level in tiny.DIFFICULTIES),
 }  # fmt: skip
 
@@ -243,6 +244,20 @@ def test_every_control_trains_and_logs(tmp_path, name):
     assert lines[0]["clip_fraction_low"] == lines[0]["clip_fraction_high"] == 0
     if name == "kl_cov":
         assert all(line["selected_tokens"] >= 1 for line in lines)
+
+
+def test_minibatch_change_is_that_of_the_minibatch_between_two_states():
+    """Recomputed from the saved weights before and after the second update, on its own half of the responses."""
+    memory = train(replace(SMALL, dtype="float64"))
+    lm = load_model("tiny", "float64")
+    entropies = []
+    for update in (0, 1):
+        lm.model.load_state_dict(memory.states[update]["model"])
+        responses = Responses(**memory.states[1]["rollout"]["responses"])[16:32]
+        with torch.no_grad():
+            entropies.append(forward(lm, responses, 1.0).entropy[responses.mask].mean().item())
+    assert memory.lines[1]["minibatch_entropy_change"].item() == pytest.approx(entropies[1] - entropies[0], rel=1e-9)
+    assert entropies[1] != entropies[0]
 
 
 def test_logged_statistics_are_those_of_the_rollout():

@@ -110,3 +110,11 @@ def test_theorem_predictions_are_token_means(batch):
     count = valid.sum((-2, -1)).clamp(min=1)
     assert torch.allclose(found["theorem_1_per_step_size"], first / count, rtol=0, atol=1e-13)
     assert torch.allclose(found["theorem_2_per_step_size"], second / count, rtol=0, atol=1e-13)
+
+
+@given(strategies.batches(fresh=True))
+def test_minibatch_change_is_a_token_mean(batch):
+    after = torch.where(batch.mask, batch.entropy * 0.5, batch.entropy)
+    found = measure.minibatch_change(batch, after)["minibatch_entropy_change"]
+    lost = torch.where(batch.mask, batch.entropy * 0.5, 0.0).sum((-2, -1)) / batch.mask.sum((-2, -1)).clamp(min=1)
+    assert torch.allclose(found, -lost, rtol=0, atol=1e-13)

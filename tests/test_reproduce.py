@@ -162,6 +162,7 @@ def test_ctrl_c_leaves_runs_that_the_same_command_completes(tmp_path):
         ("[bandit]\narmz = 2\n[bandit.controls.none]", r"\[bandit\] has no key 'armz'"),
         ("[bandit]\nseeds = 0\n[bandit.controls.none]", "seeds must be at least 1, got 0"),
         ("[bandit.controls.none]\n[bandit.controls.kl_cov]\nfraction = 20", "not a percentage"),
+        ("[llm]\nprobe_every = 0\n[llm.controls.none]", "probe_every must be at least 1 here"),
         ("[bandit.controls.none]\n[bandit.controls.kl_kov]", "unknown control 'kl_kov'"),
     ],
 )

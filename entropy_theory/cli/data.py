@@ -144,6 +144,7 @@ CHANGES = (
     "predicted_first_order",
     "predicted_second_order",
     "remainder_bound",
+    "minibatch_entropy_change",
     "theorem_1_per_step_size",
     "theorem_2_per_step_size",
 )

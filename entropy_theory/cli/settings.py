@@ -54,6 +54,10 @@ def jobs(settings: dict[str, Any], out: Path) -> list[Job]:
             if unknown:
                 raise ValueError(f"settings: [{world}] has no key {sorted(unknown)[0]!r}")
             config = check_types(options, values, f"settings [{world}]")
+            if world == "llm" and config.probe_every == 0:
+                raise ValueError(
+                    "settings [llm]: probe_every must be at least 1 here, the report needs the probe; got 0"
+                )
             build(config.control, config.set)
             for folder, seed in run_folders(world, config, out / "runs" / world / control):
                 found.append(Job(world, control, config, folder, seed, WEIGHTS[world]))
