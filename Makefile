@@ -9,7 +9,7 @@ PIP_TORCH ?=
 .PHONY: help setup reproduce check test test-quick test-thorough faults test-wheel lint figures update-figures clean
 
 help:
-	@echo "make reproduce       set up, then the main job (about 7 minutes on 2 cores): runs/reproduce/report.html"
+	@echo "make reproduce       set up, then the main job (about 8 minutes on 2 cores): runs/reproduce/report.html"
 	@echo "make test            set up, then the tests (about 2 minutes on 2 cores)"
 	@echo "make check           the theory check alone"
 	@echo "make figures         redraw figures/ from the committed data"
