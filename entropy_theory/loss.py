@@ -33,12 +33,24 @@ def token_loss(logp: Tensor, entropy: Tensor, batch: Batch, objective: Objective
     logp = torch.where(mask, logp, 0.0)
     ratio = torch.exp(logp - torch.where(mask, batch.old_logp, 0.0))
     advantage = torch.where(mask, objective.advantage, 0.0)
-    clipped = torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
-    surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+    surrogate = torch.minimum(ratio * advantage, _in_range(ratio, objective) * advantage)
     loss = -objective.weight * surrogate - objective.entropy_coef * torch.where(mask, entropy, 0.0)
     for penalty in objective.penalties:
         loss = loss + _penalty_loss(logp, penalty, mask)
     return torch.where(mask, loss, 0.0)
+
+
+def clipped(batch: Batch, objective: Objective) -> Tensor:
+    """Tokens that PPO's clip has silenced: clip(r) A < r A, so the surrogate's gradient is 0. Bool, E.
+
+    Whatever stands at masked tokens gives whatever answer there.
+    """
+    ratio = torch.exp(batch.logp - batch.old_logp)
+    return ratio * objective.advantage > _in_range(ratio, objective) * objective.advantage
+
+
+def _in_range(ratio: Tensor, objective: Objective) -> Tensor:
+    return torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
 
 
 def _penalty_loss(logp: Tensor, penalty: Penalty, mask: Tensor) -> Tensor:

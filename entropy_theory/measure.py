@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.covariance import TOKENS, centred_product
+from entropy_theory.loss import clipped
 from entropy_theory.records import Batch, Objective
 from entropy_theory.reduce import group_mean, token_count, token_mean
 from entropy_theory.remainder import remainder_bound, spread
@@ -41,13 +42,11 @@ def selection(objective: Objective, edited: Objective) -> dict[str, Tensor]:
 
 def clip_fractions(batch: Batch, objective: Objective) -> dict[str, Tensor]:
     """Share of valid tokens whose gradient the PPO clip removes, below and above ratio 1."""
-    ratio = torch.exp(batch.logp - batch.old_logp)
-    low = (ratio < 1 - objective.clip_low) & (objective.advantage < 0)
-    high = (ratio > 1 + objective.clip_high) & (objective.advantage > 0)
+    silenced = clipped(batch, objective)
     dtype = objective.weight.dtype
     return {
-        "clip_fraction_low": token_mean(low.to(dtype), objective.mask),
-        "clip_fraction_high": token_mean(high.to(dtype), objective.mask),
+        "clip_fraction_low": token_mean((silenced & (objective.advantage < 0)).to(dtype), objective.mask),
+        "clip_fraction_high": token_mean((silenced & (objective.advantage > 0)).to(dtype), objective.mask),
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.ticker import LogLocator
 
-from paper_figs.style import RETURNS, STEPS, WORLDS, color, plt, read_csv, save, unique
+from paper_figs.style import RETURNS, STEPS, WORLDS, color, draw_band, plt, read_csv, save, unique
 
 NAME = "fig01_entropy_and_return"
 CAPTION = (
@@ -23,11 +23,8 @@ def draw(data: Path, out: Path) -> Path:
         chosen = [row for row in rows if row["world"] == world]
         for control in unique(chosen, "control"):
             curve = [row for row in chosen if row["control"] == control]
-            steps = [row["step"] for row in curve]
             for axis, name in zip(axes[:, column], ("entropy", "return"), strict=True):
-                (line,) = axis.plot(steps, [row[name] for row in curve], color=color(control), label=control)
-                low, high = ([row[f"{name}_{side}"] for row in curve] for side in ("low", "high"))
-                axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+                draw_band(axis, curve, name, color=color(control), label=control)
         entropies = [row["entropy"] for row in chosen]
         axes[0, column].set(title=WORLDS[world], yscale="log", ylim=(min(entropies) / 1.3, max(entropies) * 1.3))
         axes[0, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

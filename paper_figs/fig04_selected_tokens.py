@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from paper_figs.style import STEPS, WORLDS, color, plt, read_csv, save, unique
+from paper_figs.style import STEPS, WORLDS, color, draw_band, plt, read_csv, save, unique
 
 NAME = "fig04_selected_tokens"
 CAPTION = (
@@ -22,10 +22,7 @@ def draw(data: Path, out: Path) -> Path:
         chosen = [row for row in rows if row["world"] == world]
         for control in unique(chosen, "control"):
             curve = [row for row in chosen if row["control"] == control]
-            steps = [row["step"] for row in curve]
-            (line,) = axis.plot(steps, [r["negative_share"] for r in curve], color=color(control), label=control)
-            low, high = ([row[f"negative_share_{side}"] for row in curve] for side in ("low", "high"))
-            axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            draw_band(axis, curve, "negative_share", color=color(control), label=control)
         axis.axhline(0.5, color="#444444", linewidth=0.6, linestyle=":")
         axis.set(title=WORLDS[world], xlabel=STEPS[world], ylim=(-0.03, 1.03))
         axis.legend()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from paper_figs.style import STEPS, plt, read_csv, save, unique
+from paper_figs.style import STEPS, draw_band, plt, read_csv, save, unique
 
 NAME = "fig05_difficulty"
 CAPTION = (
@@ -20,11 +20,8 @@ def draw(data: Path, out: Path) -> Path:
     for index, level in enumerate(levels):
         curve = [row for row in rows if row["difficulty"] == level]
         ink = plt.get_cmap("viridis")(index / max(1, len(levels) - 1) * 0.85)
-        steps = [row["step"] for row in curve]
         for axis, name in zip(axes, ("pass_rate", "cov_group"), strict=True):
-            axis.plot(steps, [row[name] for row in curve], color=ink, label=f"{level:g}")
-            low, high = ([row[f"{name}_{side}"] for row in curve] for side in ("low", "high"))
-            axis.fill_between(steps, low, high, color=ink, alpha=0.15, linewidth=0)
+            draw_band(axis, curve, name, color=ink, label=f"{level:g}")
     axes[0].set(xlabel=STEPS["llm"], ylabel="pass rate", ylim=(0, 1.02))
     axes[1].set(xlabel=STEPS["llm"], ylabel="cov_group (nats)")
     axes[0].legend(title="operations")

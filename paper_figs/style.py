@@ -69,6 +69,14 @@ def save(figure, out: Path, name: str) -> Path:
     return out / f"{name}.png"
 
 
+def draw_band(axis, rows: list[dict], name: str, **line) -> None:
+    """Column `name` of the rows against their step, with the band from name_low to name_high in the line's colour."""
+    steps = [row["step"] for row in rows]
+    (drawn,) = axis.plot(steps, [row[name] for row in rows], **line)
+    low, high = ([row[f"{name}_{side}"] for row in rows] for side in ("low", "high"))
+    axis.fill_between(steps, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+
+
 def unique(rows: list[dict], key: str) -> list:
     """Values of a column in order of first appearance."""
     return list(dict.fromkeys(row[key] for row in rows))

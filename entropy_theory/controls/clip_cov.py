@@ -8,6 +8,7 @@ from entropy_theory.control import Control, Need, control
 from entropy_theory.controls.checks import check_fraction, check_seed
 from entropy_theory.covariance import centred_product
 from entropy_theory.draw import uniform
+from entropy_theory.loss import clipped
 from entropy_theory.reduce import lowest, token_fraction
 
 
@@ -41,10 +42,7 @@ def clip_cov(fraction: float = 2e-4, low: float = 1.0, high: float = 5.0, seed: 
     def edit(objective, batch, state):
         mask = objective.mask
         score = centred_product(batch.logp, batch.advantage, mask)
-        ratio = torch.exp(batch.logp - batch.old_logp)
-        bound = torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
-        clipped = ratio * objective.advantage > bound * objective.advantage
-        eligible = mask & ~clipped & (score > low) & (score < high)
+        eligible = mask & ~clipped(batch, objective) & (score > low) & (score < high)
         # the n-th valid token gets the n-th number, so that padding does not change the draw
         numbers = uniform(*state, mask.shape[-2] * mask.shape[-1])
         position = (mask.flatten(-2).cumsum(-1) - 1).clamp(min=0)
