@@ -26,6 +26,7 @@ def check(states: States) -> Evidence:
 
 
 LEMMA_1 = Statement(
+    id="lemma_1",
     name="Lemma 1",
     formula="H(z + d) - H(z) = -Cov_pi(log pi, d) + O(spread(d)^2)",
     source="Cui et al. 2025 (arXiv 2505.22617), Lemma 1",

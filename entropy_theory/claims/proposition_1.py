@@ -33,6 +33,7 @@ def check(states: States) -> Evidence:
 
 
 PROPOSITION_1 = Statement(
+    id="proposition_1",
     name="Proposition 1",
     formula="z_new - z = step_size pi A,  A = r - E_pi r",
     source="Cui et al. 2025 (arXiv 2505.22617), Proposition 1, with the advantage centred",

@@ -58,6 +58,14 @@ class Evidence(NamedTuple):
     first: Comparison
     second: Comparison | None = None
 
+    def forms(self) -> list[tuple[str, Comparison]]:
+        """The predictions there are, by name."""
+        return [(form, c) for form, c in zip(self._fields, self, strict=True) if c is not None]
+
+    def violated(self) -> Tensor:
+        """Whether any prediction misses its bound, [n]."""
+        return torch.stack([comparison.ratio() > 1 for _, comparison in self.forms()]).any(0)
+
 
 def _everywhere(states: States) -> Tensor:
     return torch.ones(states.logits.shape[0], dtype=torch.bool)
@@ -67,6 +75,7 @@ def _everywhere(states: States) -> Tensor:
 class Statement:
     """A claim, where it stands, what it assumes, and a check against a proved bound.
 
+    id:          as typed on the command line, for example "lemma_1"
     name:        as printed, for example "Lemma 1"
     formula:     plain text
     source:      paper and number
@@ -75,6 +84,7 @@ class Statement:
     applies:     States -> bool [n], the instances the check can judge
     """
 
+    id: str
     name: str
     formula: str
     source: str

@@ -29,6 +29,7 @@ def check(states: States) -> Evidence:
 
 
 THEOREM_1 = Statement(
+    id="theorem_1",
     name="Theorem 1",
     formula="H_new - H = -step_size Cov_pi(log pi, pi A) + O(spread(z_new - z)^2)",
     source="Cui et al. 2025 (arXiv 2505.22617), Theorem 1",

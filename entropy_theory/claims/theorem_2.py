@@ -136,6 +136,7 @@ def check(states: States) -> Evidence:
 
 
 THEOREM_2 = Statement(
+    id="theorem_2",
     name="Theorem 2",
     formula="H_new - H = -step_size Cov_pi(log pi, A) + O(spread(z_new - z)^2) after z_new = z + step_size F^+ grad J",
     source="Cui et al. 2025 (arXiv 2505.22617), Theorem 2",
