@@ -15,7 +15,7 @@ from entropy_theory.claims.claim import (
     World,
 )
 from entropy_theory.claims.places import RANDOM, WorldStates
-from entropy_theory.claims.proved import STATEMENTS
+from entropy_theory.claims.proved import INSTANCES, STATEMENTS, check, holds
 from entropy_theory.claims.report import summary, table, table_cells, to_json
 from entropy_theory.claims.statement import Comparison, Evidence, Statement, States
 from entropy_theory.claims.verdict import Judged, agrees, judge, select
@@ -23,6 +23,7 @@ from entropy_theory.claims.verdict import Judged, agrees, judge, select
 __all__ = [
     "ALL_WORLDS",
     "CLAIMS",
+    "INSTANCES",
     "PROFILES",
     "RANDOM",
     "STATEMENTS",
@@ -42,6 +43,8 @@ __all__ = [
     "World",
     "WorldStates",
     "agrees",
+    "check",
+    "holds",
     "judge",
     "select",
     "summary",

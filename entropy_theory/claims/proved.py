@@ -1,37 +1,84 @@
 """The statements of the paper that have a proved bound, as claims about every instance of every place."""
 
-from entropy_theory.claims.bounded import Result, judge_states
+from collections.abc import Callable, Mapping
+
+from entropy_theory.claims.bounded import Progress, Result, judge_states
 from entropy_theory.claims.claim import ANYWHERE, Claim, Context, Counterexample, Finding, Judge, Verdict
 from entropy_theory.claims.lemma_1 import LEMMA_1
+from entropy_theory.claims.places import WorldStates, place_states
 from entropy_theory.claims.proposition_1 import PROPOSITION_1
-from entropy_theory.claims.statement import Statement
+from entropy_theory.claims.statement import Statement, States
 from entropy_theory.claims.theorem_1 import THEOREM_1
 from entropy_theory.claims.theorem_2 import THEOREM_2
 
 STATEMENTS = {s.id: s for s in (LEMMA_1, PROPOSITION_1, THEOREM_1, THEOREM_2)}
 
 
+INSTANCES = 20_000
+"""Default number of drawn instances."""
+
+
+def check(
+    instances: int = INSTANCES,
+    seed: int = 0,
+    world_states: Mapping[str, WorldStates] | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Judge the four statements on `instances` drawn instances and on every world's states.
+
+    Args:
+      instances: at least 0; seed: any integer.
+      world_states: by name; what a world does not give is drawn from the seed.
+      progress: called with (done, total) in pairs of statement and instance.
+    Returns: one result per statement and place, statements in the order of STATEMENTS.
+    Raises: ValueError for a negative number of instances, for nothing to judge, and for states that are no policies.
+    """
+    places = place_states(instances, seed, world_states)
+    if not places:
+        raise ValueError("there is nothing to judge: give instances or states")
+    each = _size(places)
+    results = []
+    for index, statement in enumerate(STATEMENTS.values()):
+
+        def show(done: int, start: int = index * each):
+            if progress is not None:
+                progress(start + done, len(STATEMENTS) * each)
+
+        results += _everywhere(statement, places, show)
+    return results
+
+
+def holds(results: list[Result]) -> bool:
+    """Whether every statement holds everywhere."""
+    return all(result.verdict == "holds" for result in results)
+
+
+def _size(places: Mapping[str, list[States]]) -> int:
+    return sum(len(s.logits) for batches in places.values() for s in batches)
+
+
+def _everywhere(
+    statement: Statement, places: Mapping[str, list[States]], progress: Callable[[int], None]
+) -> list[Result]:
+    """One statement at every place; progress is called with the number of instances done."""
+    results, done = [], 0
+    for where, batches in places.items():
+        results.append(judge_states(statement, where, batches, lambda count, _, done=done: progress(done + count)))
+        done += _size({where: batches})
+    return results
+
+
 def over_places(statement: Statement) -> Judge:
     """A judge that runs the statement on every chosen place."""
 
     def judge(context: Context) -> Finding:
-        total = sum(len(s.logits) for batches in context.places.values() for s in batches)
-        results: list[Result] = []
-        done = 0
-        for where, batches in context.places.items():
-            before = done
-
-            def show(count: int, _: int, before: int = before):
-                context.progress((before + count) / total)
-
-            results.append(judge_states(statement, where, batches, show))
-            done += sum(len(s.logits) for s in batches)
-        return summed(statement, results)
+        total = _size(context.places)
+        return summed(_everywhere(statement, context.places, lambda done: context.progress(done / total)))
 
     return judge
 
 
-def summed(statement: Statement, results: list[Result]) -> Finding:
+def summed(results: list[Result]) -> Finding:
     """One finding from the results of all places."""
     instances, violations = sum(r.instances for r in results), sum(r.violations for r in results)
     worst = max(max(r.worst_ratio, r.worst_ratio_second or 0.0) for r in results)

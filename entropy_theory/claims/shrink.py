@@ -61,16 +61,20 @@ def _smaller(states: States) -> Iterator[States]:
     if 2 < actions <= 64:
         for action in range(actions):
             yield _columns(states, columns[columns != action])
-    for digits in range(4):
+    for digits in range(1, 5):
         for name in ("advantage", "change", "logits"):
-            rounded = getattr(states, name).round(decimals=digits)
-            if not torch.equal(rounded, getattr(states, name)):
+            if not torch.equal(rounded := _rounded(getattr(states, name), digits), getattr(states, name)):
                 yield _replaced(states, **{name: rounded})
     for name in ("advantage", "change"):
         for action in getattr(states, name)[0].nonzero().flatten().tolist() if actions <= 64 else ():
             zeroed = getattr(states, name).clone()
             zeroed[0, action] = 0.0
             yield _replaced(states, **{name: zeroed})
+
+
+def _rounded(values: torch.Tensor, digits: int) -> torch.Tensor:
+    """To significant digits: the size of a change matters to the bound, its digits do not."""
+    return torch.tensor([[float(f"{v:.{digits}g}") for v in values[0].tolist()]], dtype=values.dtype)
 
 
 def _columns(states: States, kept: torch.Tensor) -> States:
