@@ -19,7 +19,8 @@ CORE_LAYERS = (
     {"loss", "theorems", "advantage", "surrogate"},
     {"control", "measure"},
     {"controller"},
-    {"controls", "claims"},
+    {"controls"},
+    {"claims"},
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(CORE_LAYERS) for name in layer}
@@ -182,9 +183,15 @@ def forked(node) -> bool:
     )
 
 
+def own_generator(module) -> set[int]:
+    """Lines of `from random import Random`, whose instances hold their own state."""
+    nodes = (node for node in ast.walk(SOURCES[module]) if isinstance(node, ast.ImportFrom))
+    return {node.lineno for node in nodes if node.module == "random" and [a.name for a in node.names] == ["Random"]}
+
+
 def random_violations(module):
     for name, _, line in imports(module):
-        if name in ("random", "torch.distributions", "secrets"):
+        if name in ("random", "torch.distributions", "secrets") and line not in own_generator(module):
             yield line, f"imports {name}, which draws from a global generator"
     for name, call in calls(module):
         head, _, last = name.rpartition(".")
@@ -200,6 +207,8 @@ def random_violations(module):
             yield call.lineno, f".{attribute} without generator="
         if attribute in NO_GENERATOR:
             yield call.lineno, f".{attribute} cannot take a generator"
+        if name in ("Random", "random.Random") and not call.args:
+            yield call.lineno, "Random() without a seed"
         if head in ("np.random", "numpy.random"):
             seeded = last == "default_rng" and (call.args or call.keywords)
             if not seeded and last not in NUMPY_SEEDED:
@@ -287,6 +296,8 @@ def test_files_are_short():
         ("sims.x", "import numpy as np\nnp.random.default_rng()", random_violations),
         ("sims.x", "import numpy as np\nnp.random.shuffle(x)", random_violations),
         ("sims.x", "import random", random_violations),
+        ("sims.x", "from random import Random, shuffle", random_violations),
+        ("sims.x", "from random import Random\nRandom()", random_violations),
         ("llm.x", "eval(answer)", execution_violations),
         ("llm.x", "import torch\ntorch.load(p)", execution_violations),
         ("llm.x", "import torch\ntorch.load(p, weights_only=False)", execution_violations),

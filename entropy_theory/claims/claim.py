@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -149,6 +150,8 @@ class Context:
     worlds:        the chosen places other than "random", by name
     random:        whether drawn instances were chosen too
     data:          the committed results by name of their CSV file, as rows of text
+    certified:     whether small instances are judged in ball arithmetic too
+    folder:        where a run that may be killed keeps its state; None keeps none
     """
 
     def __init__(
@@ -158,12 +161,14 @@ class Context:
         worlds: Mapping[str, World] | None = None,
         random: bool = True,
         data: Callable[[str], list[dict[str, str]]] | None = None,
-        progress: Callable[[float], None] | None = None,
+        certified: bool = False,
+        folder: Path | None = None,
     ):
         self.profile, self.seed, self.random = profile, seed, random
         self.worlds = {name: Lent(world) for name, world in (worlds or {}).items()}
         self.data = data or (lambda name: [])
-        self.progress = progress or (lambda share: None)
+        self.certified, self.folder = certified, folder
+        self.progress: Callable[[float], None] = lambda share: None
 
     @cached_property
     def places(self) -> dict[str, list[States]]:

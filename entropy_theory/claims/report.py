@@ -23,7 +23,7 @@ def to_document(judged: list[Judged]) -> dict[str, Any]:
         about = {"statement": j.claim.statement, "source": j.claim.source, "assumptions": list(j.claim.assumptions)}
         outcome = {"recorded": j.claim.recorded, "as_recorded": j.as_recorded, "seconds": round(j.seconds, 3)}
         claims.append({"id": j.claim.id, **about, **outcome, **finding, "results": results})
-    return _finite({"agrees": agrees(judged), "claims": claims})
+    return _finite({"agrees": agrees(judged), "summary": summary(judged), "claims": claims})
 
 
 def to_json(judged: list[Judged]) -> str:
@@ -49,6 +49,10 @@ def table_cells(document: Mapping[str, Any]) -> list[list[str]]:
     return lines
 
 
+FULL = 12
+"""Up to so many claims are printed with statement and evidence in full, more of them with one line each."""
+
+
 def table(judged: list[Judged], width: int = 120) -> str:
     """The results as text: the bounded statements by place, every claim's verdict and evidence, what disagrees."""
     document = to_document(judged)
@@ -56,14 +60,24 @@ def table(judged: list[Judged], width: int = 120) -> str:
     cells = table_cells(document)
     if len(cells) > 1:
         parts += [_aligned(cells), ""]
-    parts += [_entry(claim, width) for claim in document["claims"]]
+    entry = _entry if len(judged) <= FULL else _line
+    parts += [entry(claim, width) for claim in document["claims"]]
     parts += ["", summary(judged)]
+    if len(judged) > FULL:
+        parts.append("In full: --only ID for one of them, --report FILE.html or --json FILE for all.")
     for claim in document["claims"]:
         if not claim["as_recorded"]:
             parts.append(f"\n{claim['id']}: found {claim['verdict']!r}, on record {claim['recorded']!r}.")
             if claim["counterexample"] is not None:
                 parts.append(f"Paste this to see it:\n\n{claim['counterexample']['snippet']}")
     return "\n".join(parts)
+
+
+def _line(claim: Mapping[str, Any], width: int) -> str:
+    """One claim in one line: id, verdict, the beginning of the evidence."""
+    mark = "" if claim["as_recorded"] else "NOT AS RECORDED "
+    start = f"{claim['id']:<28}{claim['verdict']:<24}{mark}"
+    return start + textwrap.shorten(claim["evidence"], width - len(start), placeholder=" ...")
 
 
 def _entry(claim: Mapping[str, Any], width: int) -> str:

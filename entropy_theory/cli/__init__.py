@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 COMMANDS = {
-    "check": ("commands", "check", "Check Lemma 1, Proposition 1 and Theorems 1-2 against proved bounds."),
+    "check": (
+        "check",
+        "check",
+        "Judge every claim about entropy against bounds, searches and runs.",
+    ),
     "controls": ("commands", "controls", "List every entropy control with its parameters, units and source."),
     "sim bandit": ("commands", "sim_bandit", "Train softmax bandits, all seeds at once."),
     "sim cartpole": ("commands", "sim_cartpole", "Train PPO on CartPole, all seeds at once."),

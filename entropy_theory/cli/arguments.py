@@ -23,12 +23,41 @@ def parse(command: str, options: type, arguments: Sequence[str], description: st
     parsed = tyro.cli(
         options,
         prog=f"entropy-theory {command}",
-        args=_split_settings(arguments),
+        args=_split_settings(_repeated(options, _whole_flags(options, arguments))),
         default=default,
         description=f"{description} --config FILE.toml sets any of the options below; later arguments win.",
         config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff),
     )
     return dataclasses.replace(parsed, set=shared | parsed.set) if shared else parsed
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _whole_flags(options: type, arguments: list[str]) -> list[str]:
+    """--list as --list True: a yes-or-no option may stand alone."""
+    flags = {_option(f.name) for f in dataclasses.fields(options) if f.default is True or f.default is False}
+    words = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        words.append(word)
+        if word in flags and following not in ("True", "False"):
+            words.append("True")
+    return words
+
+
+def _repeated(options: type, arguments: list[str]) -> list[str]:
+    """--only a b as --only a --only b, which is the form tyro takes beside repeated options."""
+    several = {_option(f.name) for f in dataclasses.fields(options) if isinstance(f.default, tuple)}
+    words, current = [], None
+    for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if word.startswith("-"):
+            current = word if word in several else None
+        if current is None or (word == current and following.startswith("-")):  # tyro says what is missing
+            words.append(word)
+        elif word != current:
+            words += [current, word]
+    return words
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
@@ -68,6 +97,8 @@ def check_types(options: type, values: dict[str, Any], where: str) -> Any:
             wanted = str
         if wanted is float and type(value) is int:
             values[field.name] = float(value)
+        elif wanted is tuple and type(value) is list:
+            values[field.name] = tuple(value)
         elif type(value) is not wanted:
             raise ValueError(f"{where}: {field.name} must be of type {wanted.__name__}, got {value!r}")
         elif isinstance(field.default, Path | None):

@@ -1,4 +1,4 @@
-"""The commands of one world or one check; `reproduce` has its own file."""
+"""The commands of one world, and the list of controls; `check` and `reproduce` have their own files."""
 
 import dataclasses
 import inspect
@@ -9,45 +9,6 @@ from typing import Annotated, Any
 import tyro
 
 from entropy_theory.cli.arguments import parse
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """Options of `check`."""
-
-    instances: int = 20_000
-    """Random and adversarial instances per statement."""
-    seed: int = 0
-    """Seed of the instances."""
-    json: Path | None = None
-    """File to write the results to, as JSON."""
-
-    def __post_init__(self):
-        if self.instances < 1:
-            raise ValueError(f"instances must be at least 1, got {self.instances}")
-
-
-def check(name: str, text: str, arguments: list[str]) -> int:
-    """`entropy-theory check`: exit status 0 only if every statement holds."""
-    options = parse(name, CheckOptions, arguments, text)
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist; create it first")
-    from entropy_theory import claims
-    from entropy_theory.cli.progress import bar
-    from entropy_theory.cli.worlds import all_states
-    from entropy_theory.runs import write_atomic
-
-    with bar(0, "check", unit="instance") as progress:
-
-        def show(done: int, total: int):
-            progress.total = total
-            progress.update(done - progress.n)
-
-        results = claims.check(options.instances, options.seed, all_states(), show)
-    print(claims.table(results))
-    if options.json is not None:
-        write_atomic(options.json, claims.to_json(results))
-    return 0 if claims.holds(results) else 1
 
 
 @dataclass(frozen=True)

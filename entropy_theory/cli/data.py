@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Tables(NamedTuple):
     findings: str
     cells: dict[str, list[list[str]]]
     parameters: list[str]
-    holds: bool
+    checked: dict[str, Any]
 
 
 def write_data(todo: Sequence[Job], out: Path) -> Tables:
@@ -73,13 +73,13 @@ def write_data(todo: Sequence[Job], out: Path) -> Tables:
     }
     parameters = parameter_lines(todo)
     return Tables(
-        verdicts=align(cells["verdicts"]),
+        verdicts=align(cells["verdicts"]) + "\n" + checked["summary"],
         results=results_table(rows) + "\n" + "\n".join(parameters),
         fits="\nR = -a exp(H) + b on the runs without control\n" + align(cells["fits"]),
         findings="\nFindings\n" + align(cells["findings"]),
         cells=cells,
         parameters=parameters,
-        holds=checked["holds"],
+        checked=checked,
     )
 
 

@@ -1,14 +1,38 @@
-"""report.html: one self-contained page with the verdicts, results, findings and figures."""
+"""Self-contained HTML pages: the report of `reproduce` and that of `check`."""
 
 import base64
-import importlib.resources
 import json
 from pathlib import Path
 
 import jinja2
 
+from entropy_theory import claims
 from entropy_theory.cli.data import Tables
 from entropy_theory.runs import versions, write_atomic
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.PackageLoader("entropy_theory.cli", ".")
+    )
+    return environment.get_template(name)
+
+
+def write_check_report(judged: list[claims.Judged], file: Path) -> None:
+    """Write the page of one check: bounded statements by place, then every claim with its evidence.
+
+    Args:
+      file: where to; its folder must exist.
+    """
+    document = json.loads(claims.to_json(judged))
+    text = _template("check.html").render(
+        cells=claims.table_cells(document),
+        claims=document["claims"],
+        summary=document["summary"],
+        agrees=document["agrees"],
+        versions=versions(),
+    )
+    write_atomic(file, text)
 
 
 def write_report(tables: Tables, out: Path) -> Path:
@@ -19,14 +43,14 @@ def write_report(tables: Tables, out: Path) -> Path:
         {"name": png.stem, "caption": caption, "png": base64.b64encode(png.read_bytes()).decode()}
         for png, caption in draw_all(out / "data", out / "figures")
     ]
-    source = importlib.resources.files("entropy_theory.cli").joinpath("report.html").read_text()
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     config = json.loads((out / "config.json").read_text())
-    text = page.render(
+    text = _template("report.html").render(
         cells=tables.cells,
         parameters=tables.parameters,
         figures=figures,
-        holds=tables.holds,
+        claims=tables.checked["claims"],
+        summary=tables.checked["summary"],
+        agrees=tables.checked["agrees"],
         config=json.dumps(config, indent=2),
         versions=versions(),
     )

@@ -1,6 +1,8 @@
 """The three worlds behind one signature, for the commands that run them and for `reproduce`. No torch at import."""
 
+import csv
 import dataclasses
+import importlib.resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +78,57 @@ def probe_states(world: str) -> tuple:
     return _module(world).probe_states()
 
 
-def all_states() -> dict[str, Any]:
-    """`probe_states` of every world, as the theory check takes them."""
-    from entropy_theory.claims import WorldStates
+def lend(world: str):
+    """What a world lends to the theory check; nothing loads before it is asked for."""
+    from entropy_theory.claims import World, WorldStates
 
-    return {world: WorldStates(*probe_states(world)) for world in WORLDS}
+    def minibatch():
+        if world == "llm":
+            from llm.selection import probe_minibatch
+        elif world == "cartpole":
+            from sims.selection import cartpole_minibatch as probe_minibatch
+        else:
+            from sims.selection import bandit_minibatch as probe_minibatch
+        return probe_minibatch()
+
+    def kernel():
+        if world == "llm":
+            from llm.kernel import kernel_step
+        else:
+            from sims.kernel import kernel_step
+        return kernel_step()
+
+    def chaos():
+        from sims.chaos import quick
+
+        return quick()
+
+    return World(
+        states=lambda: WorldStates(*probe_states(world)),
+        minibatch=minibatch,
+        kernel=None if world == "bandit" else kernel,
+        chaos=None if world == "llm" else chaos,
+    )
+
+
+def lend_model(directory: Path):
+    """The states of a causal language model on disk, as the theory check takes them."""
+    from entropy_theory.claims import World, WorldStates
+
+    def states():
+        from llm.states import model_states
+
+        return WorldStates(*model_states(directory))
+
+    return World(states=states)
+
+
+def committed_data(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file of committed results, text by column.
+
+    Raises: ValueError if there is no such file.
+    """
+    file = importlib.resources.files("paper_figs").joinpath(f"data/{name}.csv")
+    if not file.is_file():
+        raise ValueError(f"there are no committed results {name}.csv in paper_figs/data")
+    return list(csv.DictReader(file.read_text().splitlines()))
