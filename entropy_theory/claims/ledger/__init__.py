@@ -2,4 +2,6 @@
 
 from entropy_theory.claims.ledger.note_000 import NOTE_000
 
-LEDGER = NOTE_000
+LEDGER = (
+    *NOTE_000,
+)  # fmt: skip
