@@ -67,7 +67,7 @@ def table(judged: list[Judged], width: int = 120) -> str:
         parts.append("In full: --only ID for one of them, --report FILE.html or --json FILE for all.")
     for claim in document["claims"]:
         if not claim["as_recorded"]:
-            parts.append(f"\n{claim['id']}: found {claim['verdict']!r}, on record {claim['recorded']!r}.")
+            parts.append(f"\n{claim['id']}: found '{claim['verdict']}', on record '{claim['recorded']}'.")
             if claim["counterexample"] is not None:
                 parts.append(f"Paste this to see it:\n\n{claim['counterexample']['snippet']}")
     return "\n".join(parts)
