@@ -75,7 +75,7 @@ def test_controls_lists_every_control_with_defaults(capsys):
         (["llm", "train", "--model", "no/such/model"], "no/such/model"),
         (["reproduce", "--settings", "missing.toml"], "--settings missing.toml: there is no such file"),
         (["reproduce", "--workers", "-1"], "workers must be at least 0, got -1"),
-        (["check", "--instances", "0"], "instances must be at least 1, got 0"),
+        (["check", "--instances", "-1"], "instances must be at least 0, got -1"),
         (["check", "--json", "no/folder/x.json"], "the folder no/folder does not exist"),
     ],
 )

@@ -39,7 +39,7 @@ def _whole_flags(options: type, arguments: list[str]) -> list[str]:
     """--list as --list True: a yes-or-no option may stand alone."""
     flags = {_option(f.name) for f in dataclasses.fields(options) if f.default is True or f.default is False}
     words = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         words.append(word)
         if word in flags and following not in ("True", "False"):
             words.append("True")
@@ -50,7 +50,7 @@ def _repeated(options: type, arguments: list[str]) -> list[str]:
     """--only a b as --only a --only b, which is the form tyro takes beside repeated options."""
     several = {_option(f.name) for f in dataclasses.fields(options) if isinstance(f.default, tuple)}
     words, current = [], None
-    for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         if word.startswith("-"):
             current = word if word in several else None
         if current is None or (word == current and following.startswith("-")):  # tyro says what is missing

@@ -101,9 +101,12 @@ def make_context(options: CheckOptions):
 
 def run(chosen: list, context) -> list:
     """Judge the claims under a progress bar."""
+    import torch
+
     from entropy_theory import claims
     from entropy_theory.cli.progress import bar
 
+    torch.set_num_threads(1)  # most instances are small, and two threads beside another busy process are slower than one
     with bar(len(chosen), "check", unit="claim") as progress:
 
         def show(id: str, done: float):
