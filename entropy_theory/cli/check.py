@@ -106,7 +106,7 @@ def run(chosen: list, context) -> list:
     from entropy_theory import claims
     from entropy_theory.cli.progress import bar
 
-    torch.set_num_threads(1)  # most instances are small, and two threads beside another busy process are slower than one
+    torch.set_num_threads(1)  # instances are small, and two threads beside another busy process are slower than one
     with bar(len(chosen), "check", unit="claim") as progress:
 
         def show(id: str, done: float):
