@@ -21,7 +21,9 @@ CORE_LAYERS = (
     {"controller"},
     {"controls"},
     {"claims"},
+    {"conformance"},
     {"cli"},
+    {"pytest_plugin"},
 )
 RANK = {name: rank for rank, layer in enumerate(CORE_LAYERS) for name in layer}
 
