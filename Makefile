@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check test test-quick test-thorough faults test-wheel lint figures update-figures clean
+.PHONY: help setup reproduce check test test-quick test-thorough test-trl test-verl faults test-wheel lint figures update-figures clean
 
 help:
 	@echo "make reproduce       set up, then the main job (about 8 minutes on 2 cores): runs/reproduce/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make check           the theory check alone"
 	@echo "make figures         redraw figures/ from the committed data"
 	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
+	@echo "make test-trl        TRL's own functions on the golden batches, in an environment of its own; test-verl: verl's"
 	@echo "make test-quick | test-thorough | test-wheel | faults | lint | setup | clean"
 
 setup: $(VENV)/.installed
@@ -40,6 +41,20 @@ test-quick: setup
 test-thorough: setup
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2
 
+# other trainers' functions on the golden batches (docs/conformance.md); nothing else needs these environments
+.venv-trl/.installed .venv-verl/.installed: .venv-%/.installed: pyproject.toml tests/peers/constraints-%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet $(PIP_TORCH) "$$(grep '^torch==' tests/peers/constraints-$*.txt)"
+	.venv-$*/bin/python -m pip install --quiet --constraint tests/peers/constraints-$*.txt --editable '.[test,$*]'
+	@touch $@
+
+# the trainers warn while they are imported
+test-trl: .venv-trl/.installed
+	.venv-trl/bin/python -m pytest -W default tests/peers/test_trl.py
+
+test-verl: .venv-verl/.installed
+	.venv-verl/bin/python -m pytest -W default tests/peers/test_verl.py
+
 faults: setup
 	$(BIN)/python tests/plant_faults.py
 
@@ -65,4 +80,4 @@ update-figures: setup
 	$(BIN)/python -m paper_figs paper_figs/data docs/figures
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info figures .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-trl .venv-verl build dist *.egg-info figures .pytest_cache .ruff_cache .hypothesis

@@ -35,7 +35,7 @@ class Quantity(NamedTuple):
 
 
 def worst(quantity: str, batch: GoldenBatch, measured: Array, exact: Array, allowed: Array, note: str = "") -> Row:
-    """The entry that exceeds its bound most (or comes nearest to it) as a row; NaN exceeds every bound."""
+    """The largest difference beyond its bound as a row, or the one nearest to its bound; NaN exceeds every bound."""
     measured, exact, allowed = (np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (measured, exact, allowed))
     if measured.shape != exact.shape:
         return Row(quantity, batch.name, np.inf, 0.0, DIFFERS, f"shape {measured.shape}, wanted {exact.shape}")
@@ -43,10 +43,11 @@ def worst(quantity: str, batch: GoldenBatch, measured: Array, exact: Array, allo
     with np.errstate(all="ignore"):
         difference = np.abs(measured - exact)
         difference = np.where(np.isnan(difference), np.inf, difference)
+        beyond = difference > allowed
         ratio = np.where(difference == 0, -1 / (1 + allowed), difference / allowed)  # of equal entries the loosest
-    at = int(ratio.argmax())
+    at = int(np.where(beyond, difference, -1.0).argmax() if beyond.any() else ratio.argmax())
     shown = difference.flat[at] if np.isfinite(measured.flat[at]) else abs(measured.flat[at])
-    verdict = EQUAL if difference.flat[at] <= allowed.flat[at] else DIFFERS
+    verdict = DIFFERS if beyond.any() else EQUAL
     return Row(quantity, batch.name, float(shown), float(allowed.flat[at]), verdict, note)
 
 
