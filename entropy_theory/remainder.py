@@ -1,14 +1,17 @@
 """How wrong the first- and second-order predictions can be: proved remainder bounds and rounding bounds.
 
-Proofs are in docs/theory.md, sections 2 to 4. Every verdict of `entropy-theory check` is a comparison with these
-functions; there is no other tolerance.
+Proofs are in docs/theory.md, sections 2 to 4, and docs/remainder.md. Every verdict of `entropy-theory check` is a
+comparison with these functions; there is no other tolerance.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from entropy_theory import remainder_tables
+from entropy_theory.remainder_tables import covariance_constant
 from entropy_theory.softmax import finite_log_probs
 
 
@@ -26,13 +29,17 @@ def spread(change: Tensor, probability: Tensor) -> Tensor:
 # --- remainders of the Taylor expansions (theory.md section 2) ----------------------------------------------------
 
 
+@lru_cache(maxsize=1024)
 def remainder_constant(actions: int) -> float:
-    r"""C_K = 1/4 + 2 ln K with |d^T Hess(H) d| <= C_K spread(d)^2 for every policy on K actions.
+    r"""C_K with |d^T Hess(H) d| <= C_K spread(d)^2 for every policy on K actions, proved for every K.
 
-    Var(d) <= spread^2/4 and |E[c (d - E d)^2]| <= spread^2 E|c| <= 2 H spread^2. Proved but loose: the worst
-    case found numerically is about 15 % of it at K = 2.
+    Var(d) + Cov(log pi, (d - E d)^2) is largest at a change of two values once negative weights are dropped, which
+    leaves two masses to maximise over; interval branch and bound does (docs/remainder.md, `certify_constants`).
+
+    Raises: ValueError if `actions` is not a whole number of at least 2.
     """
-    return 0.25 + 2 * math.log(actions)
+    actions = remainder_tables.check_actions(actions)
+    return remainder_tables.read(remainder_tables.FIRST_ORDER, remainder_tables.FIRST_ORDER_SLOPE, actions)
 
 
 def remainder_bound(spread: Tensor, actions: int) -> Tensor:
@@ -40,9 +47,14 @@ def remainder_bound(spread: Tensor, actions: int) -> Tensor:
     return remainder_constant(actions) / 2 * spread.square()
 
 
+@lru_cache(maxsize=1024)
 def second_order_remainder_constant(actions: int) -> float:
-    r"""1/(3 sqrt 3) + 11/4 ln K bounds |d^3 H(z + t d)/dt^3| / spread(d)^3 for every policy on K actions."""
-    return 1 / (3 * math.sqrt(3)) + 2.75 * math.log(actions)
+    r"""D_K with |d^3 H(z + t d)/dt^3| <= D_K spread(d)^3 for every policy on K actions, proved for every K.
+
+    Raises: ValueError if `actions` is not a whole number of at least 2.
+    """
+    actions = remainder_tables.check_actions(actions)
+    return remainder_tables.read(remainder_tables.SECOND_ORDER, remainder_tables.SECOND_ORDER_SLOPE, actions)
 
 
 def second_order_remainder_bound(spread: Tensor, actions: int) -> Tensor:
@@ -54,16 +66,16 @@ def second_order_remainder_bound(spread: Tensor, actions: int) -> Tensor:
 
 
 def first_order_effect(error: Tensor, actions: int) -> Tensor:
-    r"""Bound on |Cov_pi(log pi, e)| for every e with |e_a| <= error: E|c| error <= 2 ln K error, nats."""
-    return 2 * math.log(actions) * error
+    r"""Bound on |Cov_pi(log pi, e)| for every e with |e_a| <= error: N_K 2 error, nats."""
+    return 2 * covariance_constant(actions) * error
 
 
 def second_order_effect(error: Tensor, spread: Tensor, actions: int) -> Tensor:
     r"""Bound on how far the second-order prediction moves when a change of this spread moves by |e_a| <= error.
 
-    2 ln K error + 1/2 (1 + 2 ln K) (2 spread * 2 error + (2 error)^2)
+    2 N_K error + 1/2 (1 + 2 N_K) (2 spread * 2 error + (2 error)^2)
     """
-    quadratic = (1 + 2 * math.log(actions)) * (2 * spread * error + 2 * error.square())
+    quadratic = (1 + 2 * covariance_constant(actions)) * (2 * spread * error + 2 * error.square())
     return first_order_effect(error, actions) + quadratic
 
 
@@ -111,15 +123,15 @@ def entropy_rounding(logits: Tensor) -> Tensor:
 def first_order_rounding(logits: Tensor, change: Tensor) -> Tensor:
     """Bound on |computed - exact| of `theorems.entropy_change_first_order(logits, change)`, [...], nats."""
     actions, u = logits.shape[-1], unit_roundoff(logits.dtype)
-    log_actions = math.log(actions)
+    log_actions, of_c = math.log(actions), 2 * covariance_constant(actions)  # H and E|c| are at most these
     size, width = _change_sizes(logits, change)
     of_change = _deviation_rounding(logits, size, width)
     error, mean = log_prob_rounding(logits), _mean_rounding(logits)
     of_log_prob = 2 * error + mean * (log_actions + error)
-    of_log_prob = of_log_prob + 2 * u * (2 * log_actions + of_log_prob)  # mean over the policy
+    of_log_prob = of_log_prob + 2 * u * (of_c + of_log_prob)  # mean over the policy
     relative = torch.expm1(2 * probability_rounding(logits) + (2 * actions + 1) * u)
-    parts = 2 * log_actions * of_change + (width + of_change) * of_log_prob
-    return relative * 2 * log_actions * width + (1 + relative) * parts + _underflow(logits, size)
+    parts = of_c * of_change + (width + of_change) * of_log_prob
+    return relative * of_c * width + (1 + relative) * parts + _underflow(logits, size)
 
 
 def second_order_rounding(logits: Tensor, change: Tensor) -> Tensor:
@@ -127,7 +139,8 @@ def second_order_rounding(logits: Tensor, change: Tensor) -> Tensor:
     actions, u = logits.shape[-1], unit_roundoff(logits.dtype)
     size, width = _change_sizes(logits, change)
     of_change = _deviation_rounding(logits, size, width)
-    curvature = 1 + 2 * math.log(actions)  # E|1 + c|
+    of_c = 2 * covariance_constant(actions)
+    curvature = 1 + of_c  # E|1 + c|
     error = log_prob_rounding(logits)
     of_sum = error + entropy_rounding(logits)
     of_factor = of_sum + 4 * u * (curvature + of_sum + error)  # of 1 + log pi + H, mean over the policy
@@ -135,7 +148,7 @@ def second_order_rounding(logits: Tensor, change: Tensor) -> Tensor:
     parts = curvature * (2 * width * of_change + of_change.square()) + of_factor * (width + of_change).square()
     quadratic = relative * curvature * width.square() + (1 + relative) * parts + _underflow(logits, size)
     first = first_order_rounding(logits, change)
-    result = first + 2 * math.log(actions) * width + (curvature * width.square() + quadratic) / 2
+    result = first + of_c * width + (curvature * width.square() + quadratic) / 2
     return first + quadratic / 2 + 2 * u * result
 
 
