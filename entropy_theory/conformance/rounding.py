@@ -187,7 +187,8 @@ def grpo_error(reward: Array, group: Array, eps: float, precision: Precision) ->
         growth = precision.growth(n + 6)
         # the 2-norm of errors is at most that of the deviations' errors, then n + 6 roundings
         of_std = np.sqrt((of_deviation**2).sum() / max(1, n - 1)) * (1 + growth) + growth * std
+        of_std = of_std + np.sqrt(2 * n * precision.tiny)  # squares that underflow
         advantage = deviation / (std + eps)
         quotient = (of_deviation + advantage * (of_std + 2 * u * (std + eps))) / max(std + eps - of_std, eps)
-        allowed[rows] = quotient * (1 + 2 * u) + 2 * u * advantage
+        allowed[rows] = quotient * (1 + 2 * u) + 2 * u * advantage + precision.tiny
     return allowed

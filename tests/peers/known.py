@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from entropy_theory.conformance import Report, Row
 
+FOUND: list[str] = []
+"""Lines of the differences found in this run."""
+
 DOCS = Path(__file__).parent.parent.parent / "docs" / "conformance.md"
 
 
@@ -55,5 +58,6 @@ def _size(row: Row) -> str:
 def assert_documented(report: Report, known: tuple[Known, ...]) -> None:
     """Every row that differs stands in the documentation with its size and its reason."""
     text = DOCS.read_text()
+    FOUND.extend(markdown(report, known))
     missing = [line for line in markdown(report, known) if line not in text]
     assert not missing, "docs/conformance.md lacks\n" + "\n".join(missing)
