@@ -159,3 +159,125 @@ OTHER_PAPERS = {
     ),
 }
 """Papers that the notes set beside it."""
+
+CUI_RUNS = {
+    "consumption": Published(
+        CUI,
+        "section 2.3 and fig. 2, means of 11 models",
+        "of 2,400 gradient steps the first 200 take 73 % of the entropy and give 76 % of the gain; the first 800 take "
+        "94 % of the entropy and give over 93 % of the gain",
+        {
+            "gradient steps": 2400,
+            "models": 11,
+            "% of entropy in 200 steps": 73,
+            "% of gain in 200 steps": 76,
+            "% of entropy in 800 steps": 94,
+            "% of gain in 800 steps": 93,
+        },
+    ),
+    "extrapolation": Published(
+        CUI,
+        "section 2.4 and fig. 5, Qwen2.5 models only",
+        "fitted on the first 36 steps, the law predicts the next 200 with these root mean square errors",
+        {"steps fitted": 36, "steps predicted": 200, "math": 0.9, "code": 1.2, "math, final": 0.5, "code, final": 1.9},
+    ),
+    "coefficients": Published(
+        CUI,
+        "section 2.5, figs. 6 and 7",
+        "a and b are the same for GRPO, RLOO, PRIME and REINFORCE++ on Qwen2.5-7B and log-linear in the size of "
+        "Qwen2.5 models; both are shown as curves, no coefficient is printed",
+        {"algorithms": ("GRPO", "RLOO", "PRIME", "REINFORCE++"), "models per algorithm": 1, "families": 1},
+    ),
+    "settings of the fits": Published(
+        CUI,
+        "section 2.2",
+        "512 prompts with 8 responses per rollout, batch 256, micro-batch 128, learning rate 5e-7, clip 0.2, no KL",
+        {
+            "prompts per rollout": 512,
+            "responses per prompt": 8,
+            "batch": 256,
+            "micro-batch": 128,
+            "learning rate": 5e-7,
+            "clip": 0.2,
+            "KL coefficient": 0.0,
+        },
+    ),
+    "settings of the controls": Published(
+        CUI,
+        "section 4.3",
+        "256 prompts with 8 responses per rollout, then 8 updates",
+        {"prompts per rollout": 256, "responses per prompt": 8, "updates per rollout": 8},
+    ),
+    "clip_cov": Published(
+        CUI,
+        "eqs. 11-12 and section 4.3",
+        "a fraction 2e-4 of the tokens, drawn at random among those with a score in [1, 5], loses its gradient; both "
+        "bounds are said to be over 500 times the mean",
+        {"share": 2e-4, "low": 1.0, "high": 5.0, "drawn": "at random", "becomes 0": "gradient", "times the mean": 500},
+    ),
+    "kl_cov": Published(
+        CUI,
+        "eqs. 13-14 and section 4.3",
+        "the top share of tokens by score gets a KL penalty towards the rollout policy: 2e-3 at 7B, 2e-4 at 32B",
+        {"share at 7B": 2e-3, "share at 32B": 2e-4, "target": "rollout policy", "coefficient": 1.0},
+    ),
+    "regularisers": Published(
+        CUI,
+        "section 4.1, figs. 9 and 10 (Qwen2.5-7B)",
+        "an entropy loss of 5e-3 holds entropy without beating the baseline; a KL to the reference model holds it and "
+        "lowers accuracy",
+        {"entropy coefficients": (1e-4, 1e-3, 5e-3, 1e-2), "KL coefficients": (1e-3, 1e-2, 5e-2, 0.1)},
+    ),
+    "difficulty": Published(
+        CUI,
+        "fig. 8, right (Qwen2.5-7B)",
+        "prompts of lower accuracy have the smaller covariance",
+        {"accuracies": (0.125, 0.5, 0.875), "order of covariance": "rising with accuracy"},
+    ),
+    "entropy": Published(
+        CUI,
+        "eq. 5",
+        "policy entropy is the mean over responses of the mean entropy of their tokens",
+        {"entropy of": "the policy", "taken as": "mean over tokens"},
+    ),
+}
+"""What the paper under study reports of its runs."""
+
+TABLE_1 = {2e-4: 5.654, 2e-3: 3.112, 2e-2: 1.385, 0.2: 0.351, 0.5: 0.152, 1.0: 0.003}
+"""Table 1 of Cui et al. 2025 (Qwen2.5-7B, step 1): top share of tokens by eq. 10 -> their mean score."""
+
+WANG = "Wang et al. 2025 (arXiv 2506.01939)"
+
+EIGHTY_TWENTY = {
+    "results": Published(
+        WANG,
+        "accuracy of all tokens and of the top 20 % by entropy, mean of 6 benchmarks (Qwen3 base models)",
+        "training on the top 20 % of tokens does as well at 8B and better at 14B and 32B; on the bottom 80 % accuracy "
+        "declines substantially",
+        {"8B": (53.71, 54.23), "14B": (61.40, 64.39), "32B": (66.59, 70.69), "bottom 80 %": "substantial decline"},
+    ),
+    "models": Published(
+        WANG,
+        "settings",
+        "every run starts from a base model, without supervised fine-tuning",
+        {"Qwen3-8B": "base", "Qwen3-14B": "base", "Qwen3-32B": "base"},
+    ),
+    "forks": Published(
+        WANG,
+        "tokens of high entropy",
+        "words at which the reasoning forks",
+        {
+            "words": (
+                *("wait", "however", "unless", "thus", "also", "since"),
+                *("because", "suppose", "assume", "given", "define"),
+            )
+        },
+    ),
+    "entropy": Published(
+        WANG,
+        "eq. 6",
+        "the entropy of each token against a threshold over the batch",
+        {"entropy of": "a token", "taken as": "threshold per token"},
+    ),
+}
+"""The paper on high-entropy tokens."""
