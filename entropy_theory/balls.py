@@ -116,9 +116,10 @@ class Policy:
         return sum((p * v for p, v in zip(self.probabilities, x, strict=True)), flint().arb(0))
 
     def centred(self, x: Sequence[Ball]) -> list[Ball]:
-        """x - E[x]."""
-        mean = self.mean(x)
-        return [v - mean for v in x]
+        """x - E[x]; exactly 0 where all entries are the same exact number."""
+        shifted = [v - x[0] for v in x]
+        mean = self.mean(shifted)
+        return [v - mean for v in shifted]
 
     def covariance(self, x: Sequence[Ball]) -> Ball:
         """Cov(log pi, x) = E[c x], computed with x centred, which keeps its digits."""
@@ -158,8 +159,8 @@ class Policy:
         gradient = []
         for share, r in zip(shares, reward, strict=True):
             # exp(z_a + t) = exp(z_a) (1 + t + ...), the other terms stay
-            top_line = series([weighted, share * r], prec=2)
-            gradient.append((top_line / series([total, share], prec=2))[1])
+            numerator, denominator = series([weighted, share * r], prec=2), series([total, share], prec=2)
+            gradient.append((numerator / denominator)[1])
         return gradient
 
     def natural_step(self, gradient: Sequence[Ball], step_size: float) -> list[Ball]:

@@ -11,8 +11,8 @@ from functools import lru_cache
 # fmt: off
 FIRST_ORDER: dict[int, float] = {
     2: 0.25000, 3: 0.26532, 4: 0.27820, 5: 0.28941, 6: 0.29940, 7: 0.30947,
-    8: 0.31891, 9: 0.32746, 10: 0.33527, 11: 0.34246, 12: 0.34913, 13: 0.35535,
-    14: 0.36118, 15: 0.36667, 16: 0.37186, 17: 0.37677, 18: 0.38145, 19: 0.38590,
+    8: 0.31891, 9: 0.32746, 10: 0.33526, 11: 0.34246, 12: 0.34913, 13: 0.35535,
+    14: 0.36118, 15: 0.36667, 16: 0.37186, 17: 0.37677, 18: 0.38144, 19: 0.38590,
     20: 0.39016, 25: 0.40900, 32: 0.43043, 50: 0.47062, 64: 0.49359, 100: 0.53628,
     200: 0.60523, 500: 0.69915, 1000: 0.77057, 2000: 0.84224, 5000: 0.93728, 10_000: 1.00938,
     20_000: 1.08160, 50_000: 1.17723, 100_000: 1.24967, 151_936: 1.29343, 200_000: 1.32219, 500_000: 1.41814,
@@ -38,7 +38,7 @@ FIRST_ORDER_SLOPE = 27 / 256
 """Bound on dC_K / d ln(K - 1): the largest a (1 - a)^3."""
 SECOND_ORDER_SLOPE = 1 / 8
 """Bound on dD_K / d ln(K - 1)."""
-CONVEX_FROM = 10
+CONVEX_FROM = 20
 """Every K below has its own entry; from here on the proved functions are convex in ln(K - 1)."""
 _GROWN = 1 + 2**-40
 """Covers the rounding of the few operations below, each under 2^-51, and the bracket of `covariance_constant`."""
