@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+STATEMENTS = ("lemma_1", "proposition_1", "theorem_1", "theorem_2")
+"""The ids of `claims.STATEMENTS`, so that collecting needs no torch."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -36,12 +38,15 @@ def pytest_configure(config):
             raise pytest.UsageError(f"--entropy-theory-model: there is no directory {directory!r}")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(session, config, items):
-    """Add the tests of each model, before -k and -m choose among all tests."""
-    for directory in config.getoption("entropy_theory_model"):
-        node = f"entropy-theory[{directory}]"
-        items.extend(Model.from_parent(session, name=node, nodeid=node, directory=directory).collect())
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Add the tests of each model to what the session finds, so that they are counted and chosen like any others."""
+    report = yield
+    if isinstance(collector, pytest.Session) and report.passed:
+        for directory in collector.config.getoption("entropy_theory_model"):
+            node = f"entropy-theory[{directory}]"
+            report.result.append(Model.from_parent(collector, name=node, nodeid=node, directory=directory))
+    return report
 
 
 class Model(pytest.Collector):
@@ -55,8 +60,6 @@ class Model(pytest.Collector):
 
     def collect(self):
         """One test for each statement and precision."""
-        from entropy_theory.claims import STATEMENTS
-
         for id in STATEMENTS:
             yield Check.from_parent(self, name=id, run=self.statement)
         for dtype in PRECISIONS:
