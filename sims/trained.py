@@ -1,0 +1,93 @@
+"""The default runs part of the way through training, for measurements on real policies and real rollouts."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sims import cartpole
+from sims.cartpole_config import CartPoleConfig
+from sims.cartpole_env import make_env, restore_env
+from sims.networks import ACTOR, Networks
+from sims.ppo import Transitions
+
+State = dict[str, Any]
+
+
+class _Enough(Exception):
+    """The last state wanted has been recorded."""
+
+
+class _Keep:
+    """Stands in for a run directory: gives the state to go on from and keeps copies of the states wanted."""
+
+    def __init__(self, steps: Iterable[int], start: State | None):
+        self.steps, self.start = frozenset(steps), start
+        self.kept: dict[int, State] = {}
+
+    def load_state(self) -> State | None:
+        return copy.deepcopy(self.start)
+
+    def record(self, metrics: dict, state: State) -> None:
+        if metrics["step"] in self.steps:
+            self.kept[metrics["step"]] = copy.deepcopy(state)
+        if metrics["step"] >= max(self.steps):
+            raise _Enough
+
+
+def states_after(train: Callable, config: Any, steps: Iterable[int], start: State | None = None) -> dict[int, State]:
+    """States of a run of `config` after the given numbers of rollouts (each at least 1), as its state.pt holds them.
+
+    The learning rate is annealed over the whole run, so these are states of that run, not of a shorter one.
+
+    Args:
+      train: `bandit.train` or `cartpole.train`; start: a state to go on from, None for the beginning.
+    Raises: ValueError if a step lies beyond the run.
+    """
+    keep = _Keep(steps, start)
+    last = max(keep.steps)
+    if last > config.rollouts or min(keep.steps) < 1:
+        raise ValueError(f"steps must lie in [1, {config.rollouts}] (rollouts of the run), got {sorted(keep.steps)}")
+    with contextlib.suppress(_Enough):
+        train(config, keep)
+    return keep.kept
+
+
+def cartpole_rollout(config: CartPoleConfig, rollouts: int) -> tuple[cartpole.Learner, Transitions]:
+    """The CartPole learner after `rollouts` rollouts of training, and the transitions of the next one.
+
+    Returns: (learner, transitions [seeds, transitions]); the advantage is GAE, normalised as in training.
+    """
+    learner = cartpole.make_learner(config)
+    env = make_env(config.seeds * config.envs, config.seed)
+    if rollouts:
+        state = states_after(cartpole.train, config, [rollouts])[rollouts]
+        cartpole.load_learner(learner, state)
+        restore_env(env, state["env"])
+    temperature = torch.ones(config.seeds, dtype=learner.networks.bias_1.dtype)
+    rollout = cartpole.sample_rollout(learner, env, temperature, rollouts)
+    env.close()
+    return learner, cartpole.make_transitions(learner, rollout, temperature)[0]
+
+
+def actor_weights(networks: Networks) -> dict[str, Tensor]:
+    """The actor's weights and biases by name, [seeds, in, out], float64, detached."""
+    hidden = {name: getattr(networks, name)[ACTOR] for name in Networks._fields[:4]}
+    head = {"weight_3": networks.actor_weight, "bias_3": networks.actor_bias}
+    return {name: value.detach().double() for name, value in (hidden | head).items()}
+
+
+def actor_logits(weights: dict[str, Tensor], observation: Tensor) -> Tensor:
+    """`networks.actor` in plain torch, which differentiates any number of times.
+
+    Args:
+      weights: as `actor_weights`; or one seed's, [in, out].
+      observation: [..., seeds, states, 4], or [..., states, 4] for one seed's weights.
+    Returns: [..., seeds, states, actions].
+    """
+    x = torch.tanh(observation @ weights["weight_1"] + weights["bias_1"])
+    x = torch.tanh(x @ weights["weight_2"] + weights["bias_2"])
+    return x @ weights["weight_3"] + weights["bias_3"]
