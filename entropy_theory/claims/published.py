@@ -25,7 +25,7 @@ class Published(NamedTuple):
 CUI = "Cui et al. 2025 (arXiv 2505.22617)"
 
 ENTROPY_MECHANISM = {
-    "submitted": Published(CUI, "arXiv listing, version 1", "date of submission", {"submitted": "2025-05-28"}),
+    "submitted": Published(CUI, "arXiv listing", "version 1 was submitted on 2025-05-28", {"submitted": "2025-05-28"}),
     "law": Published(
         CUI,
         "eq. 6 and figs. 6, 7",

@@ -1,6 +1,7 @@
 """What the ledger's claims share: their numbering, the stored results, comparisons with print, two rounding bounds."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +36,11 @@ def noted(
 
 def rows(context: Context, name: str, **equal: str) -> list[Row]:
     """The rows of paper_figs/data/`name`.csv whose columns equal what is given; [] if the file is not at hand."""
-    return [row for row in context.data(name) if all(row[key] == value for key, value in equal.items())]
+    try:
+        table = context.data(name)
+    except ValueError:
+        return []
+    return [row for row in table if all(row[key] == value for key, value in equal.items())]
 
 
 def column(table: Sequence[Row], name: str) -> list[float]:
@@ -69,12 +74,20 @@ def empirical(measure: Callable[[Context], Measured | None], needed: str, figure
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's coefficient; NaN if either is constant."""
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return math.nan
-    from scipy import stats
+    """Spearman's coefficient, equal numbers sharing their mean rank; NaN if either is constant."""
+    a, b = _ranks(x), _ranks(y)
+    middle = (len(x) + 1) / 2
+    across = math.fsum((i - middle) * (j - middle) for i, j in zip(a, b, strict=True))
+    along = math.prod(math.fsum((i - middle) ** 2 for i in ranks) for ranks in (a, b))
+    return across / math.sqrt(along) if along else math.nan
 
-    return float(stats.spearmanr(x, y).statistic)
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Rank from 1 of each value, equal ones at their mean."""
+    first, count = {}, Counter(values)
+    for position, value in enumerate(sorted(values), 1):
+        first.setdefault(value, position)
+    return [first[v] + (count[v] - 1) / 2 for v in values]
 
 
 # --- print --------------------------------------------------------------------------------------------------------
