@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory import remainder
+from entropy_theory.claims.ledger.columns import column
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -86,16 +87,12 @@ def networks() -> "SearchStrategy[Network]":
     """Networks of 1 or 2 hidden units and 2 or 3 actions, parameters within 2 and steps within 0.5."""
     from hypothesis import strategies as st
 
-    def of(size: tuple[int, int]) -> "SearchStrategy[Network]":
-        hidden, actions = size
-
-        def column(count: int, largest: int) -> "SearchStrategy[tuple[int, ...]]":
-            return st.lists(st.integers(-largest, largest), min_size=count, max_size=count).map(tuple)
-
+    def of(hidden: int, actions: int) -> "SearchStrategy[Network]":
         outer = hidden * actions
-        return st.builds(Network, column(hidden, 20), column(outer, 20), column(hidden + outer, 5), column(actions, 10))
+        parameters = (column(hidden, -20, 20), column(outer, -20, 20))
+        return st.builds(Network, *parameters, column(hidden + outer, -5, 5), column(actions, -10, 10))
 
-    return st.tuples(st.integers(1, 2), st.integers(2, 3)).flatmap(of)
+    return st.one_of(*[of(hidden, actions) for hidden in (1, 2) for actions in (2, 3)])
 
 
 def slope_bound(network: Network, *points: Tensor) -> float:

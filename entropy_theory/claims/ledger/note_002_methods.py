@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from entropy_theory.claims.claim import Context, Counterexample, Verdict
+from entropy_theory.claims.ledger.columns import column
 from entropy_theory.claims.ledger.common import Measured, noted, quoted
 from entropy_theory.claims.ledger.evidence import all_of, also
 from entropy_theory.claims.published import CUI_RUNS, TABLE_1
@@ -66,12 +67,10 @@ def responses(drift: int) -> "SearchStrategy[Tokens]":
     from hypothesis import strategies as st
 
     def of(n: int) -> "SearchStrategy[Tokens]":
-        def column(low: int, high: int) -> "SearchStrategy[tuple[int, ...]]":
-            return st.lists(st.integers(low, high), min_size=n, max_size=n).map(tuple)
+        logp, advantage, ratio = column(n, -60, 0), column(n, -25, 25), column(n, -drift, drift)
+        return st.builds(Tokens, logp, advantage, ratio, st.integers(0, 99))
 
-        return st.builds(Tokens, column(-60, 0), column(-25, 25), column(-drift, drift), st.integers(0, 99))
-
-    return st.integers(2, 8).flatmap(of)
+    return st.one_of(*[of(n) for n in range(2, 9)])
 
 
 def edited(control: Control, batch: Batch) -> Objective:

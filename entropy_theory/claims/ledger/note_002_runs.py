@@ -89,18 +89,18 @@ def signs(context: Context) -> Measured | None:
 
 
 def _falls_till_exhausted(context: Context) -> Measured | None:
-    measured = signs(context)
-    if measured is None:
-        return None
+    """Signs in the stored runs, eq. 10's mean in real minibatches, and what entropy the stored runs end with."""
+    stored = signs(context)
+    told = [stored.text] if stored else []
     tokens = over_worlds(context, lambda t: f"{float(score(t).sum() / t.batch.mask.sum()):.3g}")
-    sampled = f" Mean of eq. 10 on a real minibatch: {tokens}." if tokens else ""
+    told += [f"Mean of eq. 10 on a real minibatch: {tokens}."] if tokens else []
     left = {
         name: float(row["entropy_share"])
         for world, name in WORLD_NAMES.items()
         for row in rows(context, "final", world=world, control="none")
     }
-    ends = f" Of the entropy at the start there is left at the end: {_listed(left, '.1%')}." if left else ""
-    return Measured(f"{measured.text}{sampled}{ends} {NOT_THE_SCALE}.", measured.numbers)
+    told += [f"Of the entropy at the start there is left at the end: {_listed(left, '.1%')}."] if left else []
+    return Measured(f"{' '.join(told)} {NOT_THE_SCALE}.", stored.numbers if stored else {}) if told else None
 
 
 def _listed(values: dict[str, float], form: str) -> str:

@@ -88,10 +88,10 @@ class Descent(NamedTuple):
 
 
 def descents(small: bool) -> "SearchStrategy[Descent]":
-    """Steps of size 1 to 20, or small ones at frozen visits."""
+    """Steps of size 1 to 5, or small ones at frozen visits."""
     from hypothesis import strategies as st
 
-    size = st.integers(1, 9 if small else 20)
+    size = st.integers(1, 9 if small else 5)
     return st.builds(Descent, st.one_of(trees(), crossroads()), size, st.just(small))
 
 

@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from entropy_theory import remainder, theorems
+from entropy_theory.claims.ledger.columns import column, one_state
 from entropy_theory.claims.ledger.common import mean_rounding
-from entropy_theory.claims.small import Problem, problems
+from entropy_theory.claims.small import Problem
 from entropy_theory.softmax import entropy
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 U = remainder.unit_roundoff(torch.float64)
+Whole = tuple[int, ...]
 
 
 class Tree(NamedTuple):
@@ -58,23 +60,21 @@ def trees() -> "SearchStrategy[Tree]":
     """Trees whose second decisions have 2 or 3 actions."""
     from hypothesis import strategies as st
 
-    leaf = problems(2, 3)
-    return st.builds(Tree, st.tuples(st.integers(1, 20), st.integers(1, 20)), leaf, leaf)
+    leaf = one_state(2, 3)
+    return st.builds(Tree, column(2, 1, 20), leaf, leaf)
 
 
 def crossroads() -> "SearchStrategy[Tree]":
     """Trees where only the first action matters: the likelier branch is the better one and the less decided."""
     from hypothesis import strategies as st
 
-    def of(root: list[int], tenths: list[int], undecided: tuple[int, ...], decided: tuple[int, ...]) -> Tree:
+    def of(
+        root: tuple[int, ...], tenths: tuple[int, ...], undecided: tuple[int, ...], decided: tuple[int, ...]
+    ) -> Tree:
         (less, more), (worse, better) = sorted(root), sorted(tenths)
         return Tree((more, less), Problem(undecided, (better,) * 3), Problem(decided, (worse,) * 2))
 
-    def column(count: int, low: int, high: int) -> "SearchStrategy[list[int]]":
-        return st.lists(st.integers(low, high), min_size=count, max_size=count)
-
-    weights = (column(3, 1, 3).map(tuple), column(2, 1, 20).map(tuple))
-    return st.builds(of, column(2, 8, 12), column(2, 0, 10), *weights)
+    return st.builds(of, column(2, 8, 12), column(2, 0, 10), column(3, 1, 3), column(2, 1, 20))
 
 
 def action_values(logits: Tensor, rewards: Tensor) -> Tensor:
