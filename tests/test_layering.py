@@ -16,8 +16,8 @@ LONGEST_FILE = 400
 CORE_LAYERS = (
     {"softmax", "covariance", "draw", "fit", "runs", "ranges", "remainder_tables", "balls", "tables"},
     {"reduce", "records", "remainder", "certify_constants", "lyapunov"},
-    {"loss", "theorems", "advantage", "surrogate", "certify", "decomposition", "lemma_1_batch"},
-    {"control", "measure", "kernel"},
+    {"loss", "theorems", "advantage", "surrogate", "certify", "decomposition", "lemma_1_batch", "enclosure"},
+    {"control", "measure", "kernel", "drift"},
     {"controller"},
     {"controls"},
     {"claims"},
