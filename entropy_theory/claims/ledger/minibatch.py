@@ -135,8 +135,8 @@ def minibatches(drift: int, largest: int = 3, weight: int = 8) -> "SearchStrateg
     """
     from hypothesis import strategies as st
 
-    def of(problem: Problem):
-        moves = st.integers(-drift, drift)
-        return st.tuples(st.just(0), *(moves for _ in problem.weights[1:])).map(lambda d: Minibatch(problem, d))
+    def of(arms: int) -> "SearchStrategy[Minibatch]":
+        moved = st.tuples(st.just(0), *(st.integers(-drift, drift) for _ in range(arms - 1)))
+        return st.builds(Minibatch, problems(arms, arms, weight=weight), moved)
 
-    return problems(largest=largest, weight=weight).flatmap(of)
+    return st.one_of(*map(of, range(2, largest + 1)))

@@ -60,11 +60,8 @@ def _two_rewards() -> "SearchStrategy[tuple[Minibatch, Minibatch]]":
     """Two minibatches of one policy, hence of one entropy, with different rewards."""
     from hypothesis import strategies as st
 
-    def with_another(minibatch: Minibatch):
-        tenths = st.tuples(*(st.integers(0, 10) for _ in minibatch.drift))
-        return tenths.map(lambda t: (minibatch, Minibatch(Problem(minibatch.problem.weights, t), minibatch.drift)))
-
-    return minibatches(drift=0, largest=2).flatmap(with_another)
+    another = st.tuples(minibatches(drift=0, largest=2), st.tuples(st.integers(0, 10), st.integers(0, 10)))
+    return another.map(lambda pair: (pair[0], Minibatch(Problem(pair[0].problem.weights, pair[1]), pair[0].drift)))
 
 
 def _no_function_of_entropy(pair: tuple[Minibatch, Minibatch]) -> bool:
