@@ -8,10 +8,10 @@ All results are per replica, [...].
 import torch
 from torch import Tensor
 
-from entropy_theory.covariance import TOKENS, centred_product
+from entropy_theory.covariance import TOKENS, centred_product, covariance
 from entropy_theory.loss import clipped
 from entropy_theory.records import Batch, Objective
-from entropy_theory.reduce import group_mean, token_count, token_mean
+from entropy_theory.reduce import group_mean, lowest, token_count, token_fraction, token_mean
 from entropy_theory.remainder import remainder_bound, spread
 from entropy_theory.softmax import entropy, finite_log_probs
 from entropy_theory.theorems import (
@@ -63,6 +63,37 @@ def token_covariance(batch: Batch) -> dict[str, Tensor]:
         value = ranked.gather(-1, (last * share).long().unsqueeze(-1)).squeeze(-1)
         found[f"cov_token_{name}"] = value.masked_fill(torch.isinf(value), 0.0)
     return found
+
+
+def top_tokens(batch: Batch, collision: Tensor, fraction: float) -> dict[str, Tensor]:
+    r"""Which tokens the score of Cui et al. 2025, eq. 10, ranks first, beside the entropy they really take away.
+
+    The effect of one token in a policy-gradient step is -A (pi_a c_a - C) (`theorems.sampled_theorem_1`), per unit of
+    step size; a loss of entropy is compared with a high score.
+
+    Args:
+      collision: C = Cov_pi(log pi, pi) at each token's state, E; fraction: of the valid tokens, in (0, 1].
+    Returns: of the max(1, fraction of the tokens) with the highest score, top_negative_share (advantage < 0),
+      top_probability (mean pi of the sampled token), top_overlap (share of them that are also among as many tokens
+      of the largest loss); and of all tokens score_effect_correlation (Pearson, between score and loss; 0 where
+      either is constant).
+    Raises: ValueError if fraction is outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    mask = batch.mask
+    score = centred_product(batch.logp, batch.advantage, mask)
+    loss = -sampled_theorem_1(batch.logp, batch.entropy, collision, batch.advantage).masked_fill(~mask, 0.0)
+    count = token_fraction(mask, fraction)
+    top, largest = (lowest(-values, mask, count) for values in (score, loss))
+    sizes = covariance(score, score, mask) * covariance(loss, loss, mask)
+    correlation = covariance(score, loss, mask) / sizes.masked_fill(sizes == 0, 1.0).sqrt()
+    return {
+        "top_negative_share": token_mean((batch.advantage < 0).to(score.dtype), top),
+        "top_probability": token_mean(batch.logp.exp(), top),
+        "top_overlap": token_mean(largest.to(score.dtype), top),
+        "score_effect_correlation": correlation,
+    }
 
 
 def group_covariance(batch: Batch) -> Tensor:

@@ -1,0 +1,65 @@
+"""Sampled tokens of the bandit and of CartPole, part of the way through training: what a covariance score ranks."""
+
+import torch
+from torch import Tensor
+
+from entropy_theory.decomposition import Parts, within_between
+from entropy_theory.records import Batch
+from entropy_theory.softmax import collision, finite_log_probs
+from sims import bandit, cartpole
+from sims.bandit_config import BanditConfig
+from sims.cartpole_config import CartPoleConfig
+from sims.networks import actor
+from sims.trained import cartpole_rollout, states_after
+
+BANDIT_ROLLOUTS, CARTPOLE_ROLLOUTS = 20, 20
+"""Rollouts of training before the minibatch: entropy has begun to fall and is far from gone."""
+
+
+def bandit_minibatch(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: int = 4) -> tuple[Batch, Tensor]:
+    """The pulls of 32 bandits of the default run as one minibatch, so that it has several states.
+
+    Args:
+      seed: the first; rollouts: of training before (0 for none); seeds: replicas.
+    Returns: (batch [seeds, 32 * pulls, 1], Cov_pi(log pi, pi) at each pull). A row's group is its bandit.
+    """
+    config = BanditConfig(seeds=seeds, problems=32, seed=seed)
+    problem = bandit.make_problem(config)
+    logits = problem.logits
+    if rollouts:
+        logits = states_after(bandit.train, config, [rollouts])[rollouts]["logits"]
+    rollout = bandit.pull(config, problem, logits, rollouts)
+    old_logp = finite_log_probs(logits)[0].gather(-1, rollout.arm).unsqueeze(-1)
+    pulls = bandit.make_batch(logits, rollout, old_logp)  # [seeds, problems, pulls, 1]
+    group = torch.arange(config.problems)[:, None].expand(-1, config.samples)
+    tokens = {name: getattr(pulls, name).flatten(1, 2) for name in ("logp", "old_logp", "advantage", "mask", "entropy")}
+    batch = Batch(**tokens, outcome=pulls.outcome.flatten(1, 2), group=group.expand_as(pulls.group).flatten(1, 2))
+    return batch, collision(logits)[..., None, None].expand_as(pulls.logp).flatten(1, 2)
+
+
+def cartpole_minibatch(seed: int = 0, rollouts: int = CARTPOLE_ROLLOUTS, seeds: int = 2) -> tuple[Batch, Tensor]:
+    """The first minibatch of PPO's next rollout, 128 transitions a seed.
+
+    Args:
+      as `bandit_minibatch`.
+    Returns: (batch [seeds, 128, 1], Cov_pi(log pi, pi) at each transition).
+    """
+    config = CartPoleConfig(seeds=seeds, seed=seed)
+    learner, transitions = cartpole_rollout(config, rollouts)
+    minibatch = transitions.take(next(cartpole.shuffled(config, rollouts)))
+    with torch.no_grad():
+        policy = actor(learner.networks, minibatch.observation)
+    return cartpole.make_batch(minibatch, policy), collision(policy).unsqueeze(-1)
+
+
+def bandit_decomposition(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: int = 4) -> dict[str, Parts]:
+    """Eq. 10 within and between bandits, for two advantages of the same pulls.
+
+    Returns: by advantage: `grpo` (centred over a bandit's own pulls and divided by their deviation) and `reward`
+      (without baseline, or with one for the whole minibatch: a covariance does not see the difference).
+    """
+    batch, _ = bandit_minibatch(seed, rollouts, seeds)
+    reward = batch.outcome.unsqueeze(-1)
+    advantages = {"grpo": batch.advantage, "reward": reward}
+    state = batch.group.unsqueeze(-1)
+    return {name: within_between(batch.logp, a, batch.mask, state) for name, a in advantages.items()}
