@@ -70,6 +70,24 @@ def test_the_search_is_a_function_of_the_seed():
     assert tried[0] == tried[1] != tried[2]
 
 
+def test_the_search_depends_on_nothing_but_the_seed(tmp_path):
+    # hypothesis would mix in the constants of local modules: here one full of them, in one of two processes
+    (tmp_path / "constants.py").write_text("numbers = [" + ", ".join(str(n) for n in range(100_000, 100_400)) + "]")
+    code = (
+        "from hypothesis import strategies as st\n"
+        "from entropy_theory import claims\n"
+        "from entropy_theory.claims.search import smallest\n"
+        "seen = []\n"
+        "smallest(st.integers(0, 10**6), lambda n: seen.append(n) or False, claims.Context(claims.PROFILES['thorough']))\n"
+        "print(seen)"
+    )
+    printed = [
+        subprocess.run([sys.executable, "-c", prefix + code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for prefix in ("", "import constants\n")
+    ]
+    assert printed[0].stdout == printed[1].stdout and len(printed[0].stdout) > 300
+
+
 def test_small_problems_are_policies_with_readable_text_and_code():
     seen = []
     search.smallest(problems(), lambda p: seen.append(p) or False, context())

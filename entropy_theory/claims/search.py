@@ -1,7 +1,8 @@
 """Counterexamples are searched for and shrunk, not typed in: hypothesis, from a seed, without its database."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -44,11 +45,34 @@ def smallest(instances: "SearchStrategy[T]", violates: Callable[[T], bool], cont
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # instances are a few numbers each
     try:
-        return Search(find(instances, counted, settings=limits, random=Random(context.seed)), tried)
+        with _only_the_seed():
+            return Search(find(instances, counted, settings=limits, random=Random(context.seed)), tried)
     except (NoSuchExample, Unsatisfiable):
         return Search(None, tried)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _only_the_seed() -> Iterator[None]:
+    """Without this hypothesis also draws constants that stand in whatever local modules are loaded at the time.
+
+    It has no setting for that. If its inside changes, the search still works and a test says what it depends on.
+    """
+    from hypothesis.internal.conjecture import providers
+
+    replaced = {}
+    if hasattr(providers, "_get_local_constants") and hasattr(providers, "CONSTANTS_CACHE"):
+        empty = providers.Constants()
+        replaced = {"_get_local_constants": lambda: empty, "CONSTANTS_CACHE": providers.LRUCache(1024)}
+    kept = {name: getattr(providers, name) for name in replaced}
+    try:
+        for name, value in replaced.items():
+            setattr(providers, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(providers, name, value)
 
 
 def by_search(

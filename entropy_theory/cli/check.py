@@ -31,6 +31,8 @@ class CheckOptions:
     """Drawn instances per bounded statement; 0 for the profile's number."""
     seed: int = 0
     """Seed of everything drawn and searched."""
+    workers: int = 0
+    """Processes that judge side by side, one thread each; 0 for one per core."""
     json: Path | None = None
     """File to write the results to, as JSON."""
     report: Path | None = None
@@ -39,6 +41,8 @@ class CheckOptions:
     def __post_init__(self):
         if self.instances < 0:
             raise ValueError(f"instances must be at least 0, got {self.instances}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
 
 
 def check(name: str, text: str, arguments: list[str]) -> int:
@@ -51,10 +55,10 @@ def check(name: str, text: str, arguments: list[str]) -> int:
         if file is not None and not file.parent.is_dir():
             raise ValueError(f"{flag} {file}: the folder {file.parent} does not exist; create it first")
     from entropy_theory import claims
+    from entropy_theory.cli.judging import judge
 
-    context = make_context(options)
-    chosen = claims.select(options.only, context)
-    judged = run(chosen, context)
+    chosen = claims.select(options.only, make_context(options))
+    judged = judge(chosen, options)
     print(claims.table(judged))
     if options.json is not None:
         from entropy_theory.runs import write_atomic
@@ -97,20 +101,3 @@ def make_context(options: CheckOptions):
         certified=options.certified,
         folder=Path("runs") / f"check-seed-{options.seed}",
     )
-
-
-def run(chosen: list, context) -> list:
-    """Judge the claims under a progress bar."""
-    import torch
-
-    from entropy_theory import claims
-    from entropy_theory.cli.progress import bar
-
-    torch.set_num_threads(1)  # instances are small, and two threads beside another busy process are slower than one
-    with bar(len(chosen), "check", unit="claim") as progress:
-
-        def show(id: str, done: float):
-            progress.set_postfix_str(id, refresh=False)
-            progress.update(done - progress.n)
-
-        return claims.judge(chosen, context, show)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tempfile
 from pathlib import Path
 
 import jinja2
@@ -19,7 +20,7 @@ def _template(name: str) -> jinja2.Template:
 
 
 def write_check_report(judged: list[claims.Judged], file: Path) -> None:
-    """Write the page of one check: bounded statements by place, then every claim with its evidence.
+    """Write the page of one check: bounded statements by place, every claim with its evidence, the figures cited.
 
     Args:
       file: where to; its folder must exist.
@@ -30,19 +31,31 @@ def write_check_report(judged: list[claims.Judged], file: Path) -> None:
         claims=document["claims"],
         summary=document["summary"],
         agrees=document["agrees"],
+        figures=_cited({c["figure"] for c in document["claims"] if c["figure"]}),
         versions=versions(),
     )
     write_atomic(file, text)
+
+
+def _cited(names: set[str]) -> list[dict[str, str]]:
+    """The named figures, drawn from the committed results."""
+    from paper_figs.catalogue import FIGURES
+    from paper_figs.style import DATA
+
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = [f for f in FIGURES if f"{f.__name__.rpartition('.')[2]}.png" in names]
+        return [_embedded(figure.draw(DATA, Path(folder)), figure.CAPTION) for figure in wanted]
+
+
+def _embedded(png: Path, caption: str) -> dict[str, str]:
+    return {"name": png.stem, "caption": caption, "png": base64.b64encode(png.read_bytes()).decode()}
 
 
 def write_report(tables: Tables, out: Path) -> Path:
     """Draw the figures from out/data into out/figures and write out/report.html; returns its path."""
     from paper_figs.catalogue import draw_all
 
-    figures = [
-        {"name": png.stem, "caption": caption, "png": base64.b64encode(png.read_bytes()).decode()}
-        for png, caption in draw_all(out / "data", out / "figures")
-    ]
+    figures = [_embedded(png, caption) for png, caption in draw_all(out / "data", out / "figures")]
     config = json.loads((out / "config.json").read_text())
     text = _template("report.html").render(
         cells=tables.cells,

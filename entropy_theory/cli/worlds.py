@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import importlib.resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ def probe_states(world: str) -> tuple:
 
 def lend(world: str):
     """What a world lends to the theory check; nothing loads before it is asked for."""
-    from entropy_theory.claims import World, WorldStates
+    from entropy_theory.claims import SampledTokens, World, WorldStates
 
     def minibatch():
         if world == "llm":
@@ -89,7 +90,7 @@ def lend(world: str):
             from sims.selection import cartpole_minibatch as probe_minibatch
         else:
             from sims.selection import bandit_minibatch as probe_minibatch
-        return probe_minibatch()
+        return SampledTokens(*probe_minibatch())
 
     def kernel():
         if world == "llm":
@@ -98,17 +99,20 @@ def lend(world: str):
             from sims.kernel import kernel_step
         return kernel_step()
 
-    def chaos():
-        from sims.chaos import quick
-
-        return quick()
-
     return World(
         states=lambda: WorldStates(*probe_states(world)),
         minibatch=minibatch,
         kernel=None if world == "bandit" else kernel,
-        chaos=None if world == "llm" else chaos,
+        chaos=None if world == "llm" else _chaos,
     )
+
+
+@functools.cache
+def _chaos():
+    """One brief measurement speaks of both small worlds."""
+    from sims.chaos import quick
+
+    return quick()
 
 
 def lend_model(directory: Path):
