@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import special, stats
 
@@ -337,6 +337,21 @@ def test_a_sampled_run_without_signal_stays_where_it_is():
     assert run.shape == (6, 2) and torch.equal(run, run[:1].expand(6, 2))
 
 
+def test_an_update_of_a_sampled_run_is_the_hand_made_one():
+    logits, reward = torch.tensor([[0.5, 0.0, -1.0]]).double(), torch.tensor([[1.0, 0.0, 0.25]]).double()
+    pulls, step_size = 16, 2.0
+    run = sampled_run.sampled_run(logits, reward, CONTROLS["none"](), 1, pulls, step_size, seed=4)
+    pi = np.exp(logits[0].numpy()) / np.exp(logits[0].numpy()).sum()
+    advantage = reward[0].numpy() - pi @ reward[0].numpy()
+    gradient = np.zeros(3)
+    for arm in sampled_run.pulled(logits, pulls, seed=4, step=0).flatten().tolist():
+        gradient += advantage[arm] * (np.eye(3)[arm] - pi) / pulls
+    by_hand = entropy(logits[0] + step_size * torch.from_numpy(gradient))
+    # |A| <= 1; a logit errs by at most 16 + 3 + 64 roundings of step_size on each side, entropy by 2 ln 3 times that
+    assert abs(run[1, 0] - by_hand) <= 2 * math.log(3) * 2 * step_size * (pulls + 3 + 64) * U
+    assert abs(run[1, 0] - run[0, 0]) > 1e-3
+
+
 def test_a_sampled_run_keeps_its_runs_apart():
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0]]).double()
     reward = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
@@ -408,6 +423,8 @@ def test_the_language_model_form_leaves_sampling_alone():
 
 
 @given(st.lists(st.integers(0, 150), min_size=1, max_size=4), st.integers(1, 100))
+@example([20], 95)
+@example([20], 96)
 def test_entropic_follows_its_controller(entropies, hundredths):
     errors = [h / 100 - 0.1 for h in entropies]
     total = list(accumulate(errors))[-1]
