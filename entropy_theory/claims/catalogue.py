@@ -2,8 +2,10 @@
 
 from entropy_theory.claims.ledger import LEDGER
 from entropy_theory.claims.proved import PROVED
+from entropy_theory.claims.swept import SWEPT
 from entropy_theory.claims.theory import THEORY
 
-CLAIMS = {claim.id: claim for claim in (*PROVED, *THEORY, *LEDGER)}
-if len(CLAIMS) < len(PROVED) + len(THEORY) + len(LEDGER):
+_ALL = (*PROVED, SWEPT, *THEORY, *LEDGER)
+CLAIMS = {claim.id: claim for claim in _ALL}
+if len(CLAIMS) < len(_ALL):
     raise ValueError("two claims share an id")

@@ -74,7 +74,7 @@ class Profile:
 
     instances: drawn instances per bounded statement
     examples:  instances hypothesis tries in a search before it gives up
-    sweep:     instances of the large run of Lemma 1; 0 leaves it out
+    sweep:     instances of the large run of Lemma 1
     """
 
     name: str
@@ -86,8 +86,8 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("quick", instances=2_000, examples=100, sweep=0),
-        Profile("ci", instances=20_000, examples=500, sweep=0),
+        Profile("quick", instances=2_000, examples=100, sweep=100_000),
+        Profile("ci", instances=20_000, examples=500, sweep=1_000_000),
         Profile("thorough", instances=200_000, examples=5_000, sweep=100_000_000),
     )
 }

@@ -1,8 +1,10 @@
 """The statements of the paper that have a proved bound, as claims about every instance of every place."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from entropy_theory.claims.bounded import Progress, Result, judge_states
+from entropy_theory.claims.certified import certified
 from entropy_theory.claims.claim import ANYWHERE, Claim, Context, Counterexample, Finding, Judge, Verdict
 from entropy_theory.claims.lemma_1 import LEMMA_1
 from entropy_theory.claims.places import WorldStates, place_states
@@ -73,7 +75,10 @@ def over_places(statement: Statement) -> Judge:
 
     def judge(context: Context) -> Finding:
         total = _size(context.places)
-        return summed(_everywhere(statement, context.places, lambda done: context.progress(done / total)))
+        found = summed(_everywhere(statement, context.places, lambda done: context.progress(done / total)))
+        if not context.certified:
+            return found
+        return replace(found, evidence=f"{found.evidence} {certified(statement, context)}")
 
     return judge
 
@@ -85,7 +90,7 @@ def summed(results: list[Result]) -> Finding:
     numbers = {"instances": instances, "violations": violations, "worst_ratio": worst}
     places = ", ".join(r.where for r in results)
     if not violations:
-        text = f"No violation on {instances:,} states ({places}); largest error {worst:.2g} of the proved bound."
+        text = f"No violation on {instances:,} states ({places}); largest error {worst:.4f} of the proved bound."
         return Finding(Verdict.HOLDS, text, numbers, results=tuple(results))
     smallest = min((r for r in results if r.counterexample), key=lambda r: len(r.counterexample["logits"]))
     found = _described(smallest)

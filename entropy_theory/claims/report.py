@@ -109,7 +109,9 @@ def _align(cell: str, width: int, column: int) -> str:
 
 
 def _short(value: float | str | None) -> str:
-    return "-" if value is None else f"{float(value):.2g}"
+    if value is None:
+        return "-"
+    return f"{float(value):.3f}" if float(value) >= 0.01 else f"{float(value):.2g}"
 
 
 def _slope(value: float | None) -> str:
