@@ -40,7 +40,7 @@ def _finding(result: Sweep) -> Finding:
     numbers |= {f"worst_ratio_{form}": ratio for form, ratio in worst.items()}
     text = (
         f"{result.instances:,} random instances of {result.actions} actions, {result.found.violations:,} of them above "
-        f"a bound; at most {worst['first']:.4f} of the first-order bound, {worst['second']:.4f} of the second-order one."
+        f"a bound; at most {worst['first']:.4f} of the first-order and {worst['second']:.4f} of the second-order bound."
     )
     if result.holds:
         return Finding(Verdict.HOLDS, text, numbers)
