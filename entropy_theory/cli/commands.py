@@ -29,6 +29,27 @@ def controls(name: str, text: str, arguments: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class ConformanceOptions:
+    """Options of `conformance`."""
+
+    export: Path | None = None
+    """New or empty folder to write the golden batches to, as .npz and .json; they are only listed if not given."""
+
+
+def conformance(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory conformance`: the golden batches, listed or exported."""
+    options = parse(name, ConformanceOptions, arguments, text)
+    from entropy_theory.conformance import export, listing
+
+    print(listing())
+    if options.export is not None:
+        if options.export.is_dir() and any(options.export.iterdir()):
+            raise ValueError(f"--export {options.export}: the folder is not empty; name a new one")
+        print(f"{len(export(options.export))} files written to {options.export}")
+    return 0
+
+
 def sim_bandit(name: str, text: str, arguments: list[str]) -> int:
     """`entropy-theory sim bandit`."""
     return _train("bandit", name, text, arguments)
@@ -37,6 +58,45 @@ def sim_bandit(name: str, text: str, arguments: list[str]) -> int:
 def sim_cartpole(name: str, text: str, arguments: list[str]) -> int:
     """`entropy-theory sim cartpole`."""
     return _train("cartpole", name, text, arguments)
+
+
+def sim_chaos(name: str, text: str, arguments: list[str]) -> int:
+    """`entropy-theory sim chaos`: one run directory with metrics, tables as CSV, and a figure."""
+    from sims.chaos_config import ChaosConfig
+
+    options = parse(name, _run_options(ChaosConfig), arguments, text)
+    config = ChaosConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ChaosConfig)})
+    out = options.out or Path("runs/chaos")
+    from entropy_theory.cli.progress import bar, summary
+    from entropy_theory.cli.results import align
+    from entropy_theory.runs import Run
+    from paper_figs import fig07_chaos
+    from sims import chaos
+
+    with bar(0, "chaos", unit="point") as progress, Run(out, chaos.config_record(config)) as run:
+
+        def show(done: int, total: int, line: dict):
+            progress.total = total
+            progress.set_postfix_str(summary(line), refresh=False)
+            progress.update(done - progress.n)
+
+        chaos.measure(config, run, show)
+    tables = chaos.write_tables(out, out / "data")
+    rows = chaos.correlation_rows(chaos.read_rows(out))
+    print("\nRank correlation with policy entropy along each knob, mean over seeds [95 % bootstrap interval]")
+    print(align([CHAOS_HEADER, *([row[name] for name in CHAOS_HEADER[:4]] + [_interval(row)] for row in rows)]))
+    print("tables:  " + ", ".join(map(str, tables)))
+    print(f"figure:  {fig07_chaos.draw(out / 'data', out)}")
+    return 0
+
+
+CHAOS_HEADER = ["world", "map", "knob", "with", "Spearman"]
+
+
+def _interval(row: dict) -> str:
+    """A mean with its interval; nothing where no seed has one."""
+    mean, low, high = (row[name] for name in ("spearman", "low", "high"))
+    return "-" if mean != mean else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def llm_train(name: str, text: str, arguments: list[str]) -> int:
