@@ -16,7 +16,7 @@ from entropy_theory.claims.claim import (
 )
 from entropy_theory.claims.places import RANDOM, WorldStates
 from entropy_theory.claims.proved import INSTANCES, STATEMENTS, check, holds
-from entropy_theory.claims.report import summary, table, table_cells, to_json
+from entropy_theory.claims.report import markdown, summary, table, table_cells, to_json
 from entropy_theory.claims.statement import Comparison, Evidence, Statement, States
 from entropy_theory.claims.verdict import Judged, agrees, judge, select
 
@@ -46,6 +46,7 @@ __all__ = [
     "check",
     "holds",
     "judge",
+    "markdown",
     "select",
     "summary",
     "table",

@@ -73,6 +73,22 @@ def table(judged: list[Judged], width: int = 120) -> str:
     return "\n".join(parts)
 
 
+def markdown(judged: list[Judged]) -> str:
+    """Every claim with statement, source, verdict and evidence, as a Markdown page."""
+    parts = ["# Every claim, with its verdict", "", summary(judged), ""]
+    parts += ["Verdicts are computed by `entropy-theory check`; this page is its report (`--report FILE.md`).", ""]
+    for claim in to_document(judged)["claims"]:
+        parts += [f"### `{claim['id']}`: {claim['verdict']}", "", f"{claim['statement']} *{claim['source']}*", ""]
+        if claim["assumptions"]:
+            parts += [f"Assuming {', '.join(claim['assumptions'])}.", ""]
+        parts += [claim["evidence"], ""]
+        if claim["figure"]:
+            parts += [f"![{claim['id']}](figures/{claim['figure']})", ""]
+        if claim["counterexample"]:
+            parts += ["```text", claim["counterexample"]["snippet"].rstrip(), "```", ""]
+    return "\n".join(parts)
+
+
 def _line(claim: Mapping[str, Any], width: int) -> str:
     """One claim in one line: id, verdict, the beginning of the evidence."""
     mark = "" if claim["as_recorded"] else "NOT AS RECORDED "

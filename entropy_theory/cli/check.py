@@ -36,7 +36,7 @@ class CheckOptions:
     json: Path | None = None
     """File to write the results to, as JSON."""
     report: Path | None = None
-    """File to write the results to, as one self-contained HTML page."""
+    """File to write the results to: one self-contained HTML page, or Markdown if its name ends in .md."""
 
     def __post_init__(self):
         if self.instances < 0:
@@ -60,16 +60,26 @@ def check(name: str, text: str, arguments: list[str]) -> int:
     chosen = claims.select(options.only, make_context(options))
     judged = judge(chosen, options)
     print(claims.table(judged))
-    if options.json is not None:
-        from entropy_theory.runs import write_atomic
+    write(judged, options)
+    return 0 if claims.agrees(judged) else 1
 
+
+def write(judged: list, options: CheckOptions) -> None:
+    """The files asked for."""
+    from entropy_theory import claims
+    from entropy_theory.runs import write_atomic
+
+    if options.json is not None:
         write_atomic(options.json, claims.to_json(judged))
-    if options.report is not None:
+    if options.report is None:
+        return
+    if options.report.suffix == ".md":
+        write_atomic(options.report, claims.markdown(judged))
+    else:
         from entropy_theory.cli.report import write_check_report
 
         write_check_report(judged, options.report)
-        print(f"report: {options.report}")
-    return 0 if claims.agrees(judged) else 1
+    print(f"report: {options.report}")
 
 
 def listing() -> str:
