@@ -10,7 +10,7 @@ from entropy_theory.claims.claim import Claim, Context, Counterexample, Finding,
 from entropy_theory.claims.theory.over import within
 
 ACTIONS = (2, 3, 10, 100)
-RESTARTS, STEPS, RATE = 24, 120, 0.05
+RESTARTS, STEPS, RATE = 24, 100, 0.05
 
 
 def curvature(logits: Tensor, change: Tensor) -> Tensor:

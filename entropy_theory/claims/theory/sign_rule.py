@@ -2,19 +2,20 @@
 
 import torch
 
-from entropy_theory import remainder
+from entropy_theory import remainder, softmax
 from entropy_theory.claims.claim import Claim, Counterexample, Verdict
 from entropy_theory.claims.search import by_search
 from entropy_theory.claims.small import Problem, problems
-from entropy_theory.softmax import finite_log_probs
 
 
 def _effects(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sign by the rule and entropy effect pi_a c_a A_a of each action, both [actions]."""
-    logp, probability = finite_log_probs(problem.logits)
-    entropy = -(probability * logp).sum()
-    above = (logp > -entropy).double() - (logp < -entropy).double()
-    return above * problem.advantage.sign(), probability * (logp + entropy) * problem.advantage
+    """Sign by the rule, and A_a times the fall of entropy per unit of logit a by autograd, both [actions]."""
+    logits = problem.logits.requires_grad_(True)
+    h = softmax.entropy(logits)
+    (slope,) = torch.autograd.grad(h, logits)
+    logp = torch.log_softmax(logits.detach(), -1)
+    above = (logp > -h).double() - (logp < -h).double()
+    return above * problem.advantage.sign(), -slope * problem.advantage
 
 
 def _violates(problem: Problem) -> bool:
