@@ -72,11 +72,7 @@ def test_the_verdict_is_the_one_on_record(id, seed):
 
 @pytest.mark.parametrize("id", ["claim_03", "claim_09", "claim_13", "claim_26", "claim_30", "claim_31"])
 def test_a_seed_gives_the_same_finding_again(id):
-    a, b = as_committed(id, 1), found(id, 1, committed_data)
-    assert a.counterexample == b.counterexample
-    assert {k: v for k, v in a.numbers.items() if "ns_per" not in k} == {
-        k: v for k, v in b.numbers.items() if "ns_per" not in k
-    }
+    assert as_committed(id, 1) == found(id, 1, committed_data)
 
 
 @pytest.mark.parametrize("id", ["claim_10", "claim_21", "claim_22", "claim_23"])

@@ -67,8 +67,9 @@ def problems(
 
     def of(actions: int) -> "SearchStrategy[Problem]":
         def column(low: int, high: int) -> "SearchStrategy[tuple[int, ...]]":
-            return st.lists(st.integers(low, high), min_size=actions, max_size=actions).map(tuple)
+            return st.tuples(*[st.integers(low, high)] * actions)
 
         return st.builds(Problem, column(1, weight), column(lowest, highest))
 
-    return st.integers(smallest, largest).flatmap(of)
+    # made once for each size: `flatmap` and lists would be made anew for each instance
+    return st.one_of(*(of(actions) for actions in range(smallest, largest + 1)))

@@ -1,7 +1,5 @@
 """What a control's code reads and how much it computes, counted rather than timed."""
 
-import time
-from statistics import median
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from entropy_theory.loss import token_loss
 from entropy_theory.records import Batch, Objective
 
 ROWS, STEPS = 64, 64
-REPEATS = 5
 
 
 def fields_read(control: Control, batch: Batch) -> frozenset[str]:
@@ -89,21 +86,10 @@ def elements(control: Control, batch: Batch) -> float:
     return counted.count / batch.mask.sum().item() + backward_nodes(loss)
 
 
-def seconds(control: Control, batch: Batch) -> float:
-    """Median time of edit, loss and gradient."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        logp, loss = update_loss(control, batch)
-        torch.autograd.grad(loss.sum(), logp)
-        times.append(time.perf_counter() - start)
-    return median(times)
-
-
 def no_dearer(name: str, other: str) -> Judge:
     """A judge for "`name` costs more than `other`": refuted if it reads, needs and computes no more.
 
-    Time is measured too, for the evidence: it depends on the machine and its load, and decides nothing.
+    Work is counted, not timed: a time would depend on the machine and its load.
     """
 
     def judge(context: Context) -> Finding:
@@ -111,19 +97,15 @@ def no_dearer(name: str, other: str) -> Judge:
         more_read = sorted(fields_read(a, batch) - fields_read(b, batch))
         more_needed = sorted(need.value for need in a.needs - b.needs)
         work = [elements(c, batch) for c in (a, b)]
-        times = [seconds(c, batch) * 1e9 / batch.mask.sum().item() for c in (a, b)]
         numbers = {
             f"elements_{name}": work[0],
             f"elements_{other}": work[1],
-            f"ns_per_token_{name}": times[0],
-            f"ns_per_token_{other}": times[1],
         }
         read = ", ".join(sorted(fields_read(a, batch)))
         text = (
             f"{name} reads {read} of a batch, {other} the same, neither asks for another pass through the model; edit, "
             f"loss and gradient compute {work[0]:.0f} numbers per token for {name} and {work[1]:.0f} for {other}"
         )
-        timed = f"{times[0]:.0f} and {times[1]:.0f} ns per token here, which depends on the machine and decides nothing"
         if more_read or more_needed or work[0] > work[1]:
             more = ", ".join([*more_read, *more_needed]) or f"{work[0]:.0f} against {work[1]:.0f} numbers per token"
             return Finding(Verdict.HOLDS, f"{name} takes more: {more}.", numbers)
@@ -134,6 +116,6 @@ def no_dearer(name: str, other: str) -> Judge:
             "    control, batch = CONTROLS[name](), drawn_batch(0)\n"
             "    print(name, control.needs, sorted(fields_read(control, batch)), elements(control, batch))\n"
         )
-        return Finding(Verdict.REFUTED, f"{text} ({timed}).", numbers, Counterexample(text, snippet))
+        return Finding(Verdict.REFUTED, f"{text}.", numbers, Counterexample(text, snippet))
 
     return judge
