@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +93,8 @@ def check_lemma_1(
     module = engine_module(engine)
     actions = logits.shape[-1]
     shape = logits.shape[:-1]
-    out = torch.empty(7, *shape, dtype=torch.float64) if out is None else _fitting(out, shape)
+    # NumPy asks for large pages where the system grants them: touching the results is then several times cheaper
+    out = torch.from_numpy(np.empty((7, *shape))) if out is None else _fitting(out, shape)
     k = coefficients(actions, module.additions(actions))
     z, d = logits.detach().reshape(-1, actions), change.detach().reshape(-1, actions)
     results = out.view(7, -1)
