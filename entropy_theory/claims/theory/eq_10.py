@@ -51,7 +51,7 @@ def judge_decomposition(context: Context) -> Finding:
     """Groups of four states with one number of actions, of every chosen place."""
     worst, groups = 0.0, 0
     for batches in context.places.values():
-        for states in chunks(batches, 1 << 62, 1.0):
+        for states in chunks(batches):
             if len(states.logits) >= len(SHARES):
                 ratio = check_decomposition(states).ratio()
                 worst, groups = max(worst, float(ratio.max())), groups + len(ratio)

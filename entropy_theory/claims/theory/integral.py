@@ -146,7 +146,7 @@ INTEGRAL = (
         "pi_t = softmax(z + t d).",
         source=DERIVED,
         recorded=Verdict.HOLDS,
-        judge=everywhere(check_change, actions=101, share=0.5, what=BOUND),
+        judge=everywhere(check_change, actions=101, share=0.5, what=BOUND, numbers=NODES),
         places=ANYWHERE,
     ),
     Claim(
@@ -154,7 +154,7 @@ INTEGRAL = (
         statement="Lemma 1 errs by exactly int_0^1 (1 - t) q(t) dt, q(t) = -E_t[(1 + log pi_t + H_t)(d - E_t d)^2].",
         source=DERIVED,
         recorded=Verdict.HOLDS,
-        judge=everywhere(check_remainder, actions=101, share=0.5, what=BOUND),
+        judge=everywhere(check_remainder, actions=101, share=0.5, what=BOUND, numbers=NODES),
         places=ANYWHERE,
     ),
 )

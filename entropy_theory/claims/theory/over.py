@@ -13,7 +13,7 @@ from entropy_theory.enclosure import Enclosed
 Check = Callable[[States], Comparison]
 Applies = Callable[[States], Tensor]
 CHUNK = 1 << 19
-"""Logits compared at once, which bounds the memory beside the inputs."""
+"""Numbers compared at once, which bounds the memory beside the inputs."""
 
 SNIPPET = """\
 import torch
@@ -43,11 +43,18 @@ def at_most(left: Enclosed, right: Enclosed | float) -> Comparison:
     return Comparison(excess.value.clamp(min=0), excess.error, excess.error)
 
 
-def chunks(batches: list[States], actions: int, share: float) -> Iterator[States]:
-    """Instances of at most `actions` actions, the first `share` of each batch, in pieces of at most CHUNK logits."""
+def chunks(
+    batches: list[States], actions: int = 1 << 62, share: float = 1.0, numbers: int | None = 1
+) -> Iterator[States]:
+    """Instances in pieces that a check can take at once.
+
+    Args:
+      actions: leave out instances with more; share: the part of each batch to take, from its start.
+      numbers: how many a check makes of each logit, so that a piece holds at most CHUNK; None: one per action.
+    """
     for states in batches:
         size = states.logits.shape[1]
-        rows = max(1, CHUNK // size)
+        rows = max(1, CHUNK // (size * (size if numbers is None else numbers)))
         last = max(1, round(share * len(states.logits)))
         for start in range(0, last if size <= actions else 0, rows):
             yield states.rows(slice(start, min(start + rows, last)))
@@ -64,12 +71,13 @@ def everywhere(
     share: float = 1.0,
     what: str = "the rounding bound",
     applies: Applies = every_row,
+    numbers: int | None = 1,
 ) -> Judge:
     """A judge that compares both sides on every instance of every chosen place.
 
     Args:
       check: a function at the top level of its module, so that a counterexample can import it.
-      actions: leave out instances with more actions; share: part of the instances to take, in (0, 1].
+      actions, share, numbers: as `chunks`.
       what: what the bound consists of, in words.
       applies: bool [n], the instances the check can judge.
     """
@@ -78,7 +86,7 @@ def everywhere(
         instances = violations = 0
         worst, smallest = 0.0, None
         for batches in context.places.values():
-            for states in (s.rows(applies(s)) for s in chunks(batches, actions, share)):
+            for states in (s.rows(applies(s)) for s in chunks(batches, actions, share, numbers)):
                 if len(states.logits) == 0:
                     continue
                 ratio = check(states).ratio()
@@ -87,14 +95,14 @@ def everywhere(
                 violations += int((ratio > 1).sum())
                 if ratio.max() > 1 and (smallest is None or states.logits.shape[1] < smallest.logits.shape[1]):
                     smallest = states.rows((ratio > 1).nonzero()[0])
-        numbers = {"instances": instances, "violations": violations, "worst_ratio": worst}
+        counted = {"instances": instances, "violations": violations, "worst_ratio": worst}
         if smallest is None:
             where = ", ".join(context.places)
             text = f"No violation on {instances:,} states ({where}); largest difference {worst:.2g} of {what}."
-            return Finding(Verdict.HOLDS, text, numbers)
+            return Finding(Verdict.HOLDS, text, counted)
         found = _described(check, applies, smallest)
         return Finding(
-            Verdict.REFUTED, f"{violations:,} of {instances:,} states violate it. {found.text}.", numbers, found
+            Verdict.REFUTED, f"{violations:,} of {instances:,} states violate it. {found.text}.", counted, found
         )
 
     return judge

@@ -16,6 +16,7 @@ from entropy_theory.enclosure import Enclosed, centred_log_prob, mean, policy
 SAMPLES = (1, 2, 3)
 """Numbers of samples whose draws are all enumerated, with at most ENUMERATED actions."""
 ENUMERATED = 4
+DRAWS = ENUMERATED ** SAMPLES[-1]
 
 
 def _effect(states: States) -> Enclosed:
@@ -144,7 +145,7 @@ SAMPLED = (
         "tr(Hess S)/n] in expectation, up to the third order.",
         source=DERIVED,
         recorded=Verdict.HOLDS,
-        judge=everywhere(check_drift, actions=ENUMERATED, share=0.5, what="the proved bound"),
+        judge=everywhere(check_drift, actions=ENUMERATED, share=0.5, what="the proved bound", numbers=DRAWS),
         assumptions=("tabular softmax", "independent draws from the policy"),
     ),
 )
