@@ -33,8 +33,8 @@ def spread(change: Tensor, probability: Tensor) -> Tensor:
 def remainder_constant(actions: int) -> float:
     r"""C_K with |d^T Hess(H) d| <= C_K spread(d)^2 for every policy on K actions, proved for every K.
 
-    Var(d) + Cov(log pi, (d - E d)^2) is largest at a change of two values once negative weights are dropped, which
-    leaves two masses to maximise over; interval branch and bound does (docs/remainder.md, `certify_constants`).
+    At most 2.2 % above what a change of one action attains, and 0.2 % from 7 to a million actions. The proof, by branch
+    and bound, is in docs/remainder.md; `certify_constants` carries it out.
 
     Raises: ValueError if `actions` is not a whole number of at least 2.
     """
