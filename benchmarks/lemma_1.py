@@ -33,7 +33,6 @@ from entropy_theory.softmax import entropy
 
 ACTIONS = (10, 1000)
 REPEATS = 11
-SLOW_REPEATS = 2
 Inputs = tuple[np.ndarray, np.ndarray, torch.Tensor]
 """Logits, changes, and room for two arrays of their size or for the results."""
 
@@ -120,8 +119,8 @@ def contenders() -> dict[str, Callable]:
     }
 
 
-SLOW = ("plain NumPy", "torch, whole tensors")
-"""Run a few times only; a first run to touch the memory would not help, they ask for new memory every time."""
+SLOW = {"plain NumPy": 3, "torch, whole tensors": 1}
+"""Repeats of the slow ones; a first run to touch the memory would not help, they ask for new memory every time."""
 
 
 def inputs(numbers: int, actions: int) -> Inputs:
@@ -144,12 +143,13 @@ def seconds(run: Callable, data: Inputs, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def paired(run: Callable, data: Inputs, threads: int, slow: bool) -> tuple[float, float]:
+def paired(name: str, run: Callable, data: Inputs, threads: int) -> tuple[float, float]:
     """Median seconds of a contender, and the median of its ratios to the floor run just before it."""
-    if not slow:
+    if name not in SLOW:
         seconds(run, data, threads)  # compiles, and touches the memory
-    repeats = SLOW_REPEATS if slow else REPEATS
-    pairs = [(seconds(two_exp_torch, data, threads), seconds(run, data, threads)) for _ in range(repeats)]
+    pairs = [
+        (seconds(two_exp_torch, data, threads), seconds(run, data, threads)) for _ in range(SLOW.get(name, REPEATS))
+    ]
     return statistics.median(own for _, own in pairs), statistics.median(own / floor for floor, own in pairs)
 
 
@@ -188,15 +188,15 @@ def memory(name: str, numbers: int, actions: int, threads: int) -> int:
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def table(numbers: int, actions: int, threads: int) -> None:
+def table(runs: dict[str, Callable], numbers: int, actions: int, threads: int) -> None:
     data = inputs(numbers, actions)
     size = 2 * data[0].nbytes
     print(f"\nN = {len(data[0]):,}, K = {actions}; inputs {size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}")
     print(f"{'':26}{'ms':>8}{'/ floor':>9}{'/ plain':>9}{'extra MB':>10}{'% of inputs':>13}")
     lines = {}
-    for name, run in contenders().items():
+    for name, run in runs.items():
         extra = 0 if name.startswith("two exp") else memory(name, numbers, actions, threads)
-        lines[name] = (*paired(run, data, threads, name in SLOW), extra)
+        lines[name] = (*paired(name, run, data, threads), extra)
     plain = lines["plain NumPy"][1]
     for name, (time_taken, ratio, extra) in lines.items():
         shown = f"{1e3 * time_taken:8.1f}{ratio:9.2f}{ratio / plain:9.3f}"
@@ -215,12 +215,11 @@ def main() -> None:
         measure_memory(options.memory, options.numbers, options.actions, options.threads)
         return
     print(f"torch {torch.__version__}, NumPy {np.__version__}, {options.threads} thread(s), {os.cpu_count()} CPUs")
+    runs = contenders()
     for actions in ACTIONS:
-        table(options.numbers, actions, options.threads)
-    print(
-        "\nThe first lines of check_lemma_1 write their results (7 numbers an instance) into a buffer of the caller; the"
-    )
-    print("last three make their own, which counts in their memory.")
+        table(runs, options.numbers, actions, options.threads)
+    print("\nThe first lines of check_lemma_1 write their results, 7 numbers an instance, into a buffer of the caller;")
+    print("the last three make their own, which counts in their memory.")
 
 
 if __name__ == "__main__":
