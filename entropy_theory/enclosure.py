@@ -16,7 +16,7 @@ _U = 2.0**-53
 """Half the spacing of float64 above 1: |rounded - exact| <= _U |rounded| for one operation that does not underflow."""
 _TINY = torch.finfo(torch.float64).tiny
 _FUNCTION = 8
-"""exp, log and tanh are taken to be accurate to this many _U, as in `remainder`."""
+"""exp and log are taken to be accurate to this many _U, as in `remainder`."""
 _UP = 1 + 2.0**-30
 """Bounds are themselves rounded: at most 2^20 additions of numbers >= 0, each off by _U, stay below this factor."""
 
@@ -84,10 +84,6 @@ class Enclosed:
         carried = torch.where(self.value > 0, -torch.log1p(-share), torch.inf)
         return _rounded(self.value.log(), carried, _FUNCTION)
 
-    def tanh(self) -> Enclosed:
-        """tanh x, whose slope is at most 1."""
-        return _rounded(self.value.tanh(), self.error + _TINY, _FUNCTION)
-
     def sum(self, dim: int | tuple[int, ...] = -1, keepdim: bool = False) -> Enclosed:
         """Sum over axes, in any order of the additions."""
         value = self.value.sum(dim, keepdim=keepdim)
@@ -98,10 +94,6 @@ class Enclosed:
     def unsqueeze(self, dim: int) -> Enclosed:
         """A new axis of length 1."""
         return Enclosed(self.value.unsqueeze(dim), self.error.unsqueeze(dim))
-
-    def clears(self, bound: Tensor | float = 0.0) -> Tensor:
-        """Whether the number certainly exceeds `bound`, bool; NaN never does."""
-        return self.value - self.error * _UP > bound
 
 
 Operand = Enclosed | Tensor | float

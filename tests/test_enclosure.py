@@ -1,7 +1,5 @@
 """Rounding bounds that are carried along contain the exact result, and are not so wide that they say nothing."""
 
-import math
-
 import mpmath
 import pytest
 import torch
@@ -22,7 +20,6 @@ OPERATIONS = {
     "square": (lambda x, y: x.square(), lambda x, y: x * x),
     "exp": (lambda x, y: x.exp(), lambda x, y: mpmath.exp(x)),
     "log": (lambda x, y: x.log(), lambda x, y: mpmath.log(x)),
-    "tanh": (lambda x, y: x.tanh(), lambda x, y: mpmath.tanh(x)),
 }
 
 
@@ -99,13 +96,6 @@ def test_what_may_be_zero_divides_to_no_bound():
     small = Enclosed(torch.tensor([1e-3, 1.0], dtype=torch.float64), torch.tensor([1e-2, 0.1], dtype=torch.float64))
     assert torch.isinf((enclosure.enclosed(1.0) / small).error).tolist() == [True, False]
     assert torch.isinf(small.log().error).tolist() == [True, False]
-
-
-def test_only_a_certain_excess_clears():
-    x = Enclosed(
-        torch.tensor([2.0, 2.0, math.nan], dtype=torch.float64), torch.tensor([0.5, 1.5, 0.0], dtype=torch.float64)
-    )
-    assert x.clears(1.0).tolist() == [True, False, False]
 
 
 def test_other_precisions_are_refused():

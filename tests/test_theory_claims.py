@@ -5,8 +5,10 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import mpmath
 import pytest
 import torch
+from exact import Policy
 
 from entropy_theory import Batch, advantage, claims, drift, kernel, loss, remainder, softmax, theorems
 from entropy_theory.claims import Verdict
@@ -180,6 +182,34 @@ def test_a_planted_fault_changes_the_verdict(monkeypatch, id):
     else:
         monkeypatch.setattr(*where, wrong)
     assert BY_ID[id].judge(claims.Context(FEW, 3)).verdict == verdict
+
+
+def test_the_smallest_violation_can_be_rebuilt(monkeypatch, capsys):
+    monkeypatch.setattr(theorems, "theorem_1", scaled(theorems.theorem_1))
+    finding = BY_ID["theorem_1_compact"].judge(claims.Context(FEW, 3))
+    assert "2 actions" in finding.counterexample.text and finding.numbers["violations"] > 0
+    exec(finding.counterexample.snippet, {})  # the fault is still planted in this process
+    difference, bound = map(float, capsys.readouterr().out.split()[1::2])
+    assert difference > bound > 0
+
+
+def test_a_violation_without_one_instance_can_be_repeated(monkeypatch, capsys):
+    monkeypatch.setattr(kernel, "kernel_product", scaled(kernel.kernel_product))
+    finding = BY_ID["kernel_first_order"].judge(claims.Context(claims.PROFILES["quick"], 3))
+    exec(finding.counterexample.snippet, {})
+    assert "refuted" in capsys.readouterr().out
+
+
+def test_fifty_digits_are_fifty_digits():
+    @fifty.fifty_digits
+    def numbers():
+        policy = fifty.Policy((1, 4, 15))
+        return policy.h, policy.covariance(policy.pi), policy.moved([policy.h] * 3).h
+
+    exact = Policy([mpmath.log(w) for w in (1, 4, 15)])
+    cov = exact.mean([c * p for c, p in zip(exact.c, exact.pi, strict=True)])
+    for ours, theirs in zip(numbers(), (exact.h, cov, exact.h), strict=True):
+        assert abs(mpmath.mpf(str(ours)) - theirs) < mpmath.mpf("1e-47")
 
 
 # --- real states, real tokens ---------------------------------------------------------------------------------------

@@ -117,27 +117,6 @@ def _described(check: Check, applies: Applies, row: States) -> Counterexample:
     return Counterexample(text, SNIPPET.format(module=check.__module__, **instance | {"name": name}))
 
 
-def unless(outside: Judge, inside: Judge, assumption: str) -> Judge:
-    """A judge for a claim that fails in general and holds where `assumption` does.
-
-    Args:
-      outside: judges the claim as it is worded; inside: judges it where the assumption holds.
-    Verdict: that of `outside` if it finds nothing; UNDER_ASSUMPTION if only `outside` finds something.
-    """
-
-    def judge(context: Context) -> Finding:
-        general = outside(context)
-        if general.verdict != Verdict.REFUTED:
-            return general
-        special = inside(context)
-        if special.verdict != Verdict.HOLDS:
-            return special
-        text = f"Where {assumption}: {special.evidence} Otherwise: {general.evidence}"
-        return Finding(Verdict.UNDER_ASSUMPTION, text, special.numbers, general.counterexample)
-
-    return judge
-
-
 def within(id: str, context: Context, ratio: float, text: str, numbers: dict[str, float]) -> Finding:
     """HOLDS if the largest difference is at most its bound (ratio <= 1), else REFUTED; `text` names both."""
     numbers = {"worst_ratio": ratio, **numbers}
