@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from decimal import Decimal
 from fractions import Fraction
 
 import mpmath
@@ -210,6 +211,17 @@ def test_fifty_digits_are_fifty_digits():
     cov = exact.mean([c * p for c, p in zip(exact.c, exact.pi, strict=True)])
     for ours, theirs in zip(numbers(), (exact.h, cov, exact.h), strict=True):
         assert abs(mpmath.mpf(str(ours)) - theirs) < mpmath.mpf("1e-47")
+
+
+def test_equal_numbers_of_fifty_digits_do_not_exceed_each_other_outside_their_context():
+    @fifty.fifty_digits
+    def number():
+        return fifty.ln(2) / 20
+
+    assert number() > number() + 0 or number() < number() + 0  # the default context rounds to 28 digits
+    assert not fifty.exceeds(number(), number()) and not fifty.differ(number(), number())
+    assert fifty.exceeds(number(), number() - 1) and fifty.differ(number() - 1, number(), Decimal("0.5"))
+    assert not fifty.differ(number() - 1, number(), 2)
 
 
 # --- real states, real tokens ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from entropy_theory.claims.claim import ANYWHERE, Claim, Context, Counterexample
 from entropy_theory.claims.search import by_search
 from entropy_theory.claims.small import Problem, problems
 from entropy_theory.claims.statement import Comparison, States
-from entropy_theory.claims.theory.fifty import ROUNDING, Policy, decimal, fifty_digits, rewards
+from entropy_theory.claims.theory.fifty import Policy, decimal, differ, fifty_digits, rewards
 from entropy_theory.claims.theory.mdp import shares
 from entropy_theory.claims.theory.over import agree, chunks, within
 from entropy_theory.covariance import covariance
@@ -86,7 +86,7 @@ class Centred(NamedTuple):
 
 def _differs(case: Centred) -> bool:
     token, state = token_and_state(*case)
-    return abs(token - state) > ROUNDING
+    return differ(token, state)
 
 
 def _describe(case: Centred) -> Counterexample:
@@ -139,7 +139,7 @@ def _of(tree: Tree, sequence: tuple[int, int]) -> int:
 
 def _grpo_differs(tree: Tree) -> bool:
     token, state = grpo_token_and_state(tree)
-    return abs(token - state) > ROUNDING
+    return differ(token, state)
 
 
 def _describe_tree(tree: Tree) -> Counterexample:

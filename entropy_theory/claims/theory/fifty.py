@@ -34,6 +34,21 @@ def fifty_digits(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+@fifty_digits
+def exceeds(x: Decimal, y: Decimal, bound: Decimal | int = 0) -> bool:
+    """Whether x - y is larger than the bound by more than rounding.
+
+    For numbers that left `fifty_digits`: outside it, x + ROUNDING is rounded to 28 digits.
+    """
+    return x - y - bound > ROUNDING
+
+
+@fifty_digits
+def differ(x: Decimal, y: Decimal, bound: Decimal | int = 0) -> bool:
+    """Whether |x - y| is larger than the bound by more than rounding."""
+    return exceeds(abs(x - y), Decimal(0), bound)
+
+
 @functools.cache
 @fifty_digits
 def ln(number: int) -> Decimal:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from entropy_theory.claims.claim import Claim, Context, Counterexample, Finding, Verdict
 from entropy_theory.claims.search import by_search
-from entropy_theory.claims.theory.fifty import ROUNDING, Policy, fifty_digits, remainder_bound
+from entropy_theory.claims.theory.fifty import Policy, differ, fifty_digits, remainder_bound
 from entropy_theory.claims.theory.mdp import table
 from entropy_theory.claims.theory.network import network
 from entropy_theory.claims.theory.over import within
@@ -71,7 +71,7 @@ def identity_and_true(case: Linear) -> list[tuple[Decimal, Decimal, Decimal]]:
 
 
 def _violates(case: Linear) -> bool:
-    return any(abs(change - predicted) > bound + ROUNDING for predicted, change, bound in identity_and_true(case))
+    return any(differ(*sides) for sides in identity_and_true(case))
 
 
 def _describe(case: Linear) -> Counterexample:

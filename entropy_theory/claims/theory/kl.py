@@ -9,7 +9,7 @@ import torch
 from entropy_theory.claims.claim import ANYWHERE, Claim, Counterexample, Verdict
 from entropy_theory.claims.search import by_search
 from entropy_theory.claims.statement import Comparison, States
-from entropy_theory.claims.theory.fifty import ROUNDING, Policy, fifty_digits
+from entropy_theory.claims.theory.fifty import Policy, differ, fifty_digits
 from entropy_theory.claims.theory.over import agree, entrywise, everywhere, worst
 from entropy_theory.enclosure import Enclosed, mean, policy
 from entropy_theory.loss import DIVERGENCES
@@ -101,7 +101,7 @@ def k2_and_kl(pair: Pair) -> tuple[Decimal, Decimal]:
 
 def _biased(pair: Pair) -> bool:
     k2, kl = k2_and_kl(pair)
-    return abs(k2 - kl) > ROUNDING
+    return differ(k2, kl)
 
 
 def _describe(pair: Pair) -> Counterexample:

@@ -20,7 +20,7 @@ from entropy_theory.claims.claim import (
 from entropy_theory.claims.search import by_search
 from entropy_theory.claims.small import Problem, problems
 from entropy_theory.claims.statement import Comparison, States
-from entropy_theory.claims.theory.fifty import ROUNDING, Policy, fifty_digits, rewards
+from entropy_theory.claims.theory.fifty import Policy, exceeds, fifty_digits, rewards
 from entropy_theory.claims.theory.over import at_most, entrywise, everywhere
 from entropy_theory.claims.theory.rare_action import only_first
 from entropy_theory.covariance import centred_product
@@ -29,6 +29,7 @@ from entropy_theory.reduce import lowest, token_fraction
 from entropy_theory.theorems import sampled_theorem_1
 
 FRACTIONS = (0.002, 0.02, 0.2)
+ZERO = Decimal(0)
 
 
 class Top(NamedTuple):
@@ -114,13 +115,13 @@ def samples(problem: Problem) -> list[Sample]:
 def _raising(problem: Problem) -> list[Sample]:
     """The first action, rewarded alone, if its score is positive and a step on it raises entropy."""
     first = samples(only_first(problem))[0]
-    return [first] if first.score > ROUNDING and first.fall < -ROUNDING else []
+    return [first] if exceeds(first.score, ZERO) and exceeds(ZERO, first.fall) else []
 
 
 def _misranked(problem: Problem) -> list[tuple[Sample, Sample]]:
     """Pairs of which the first has the larger score and the smaller fall."""
     pairs = itertools.permutations(samples(problem), 2)
-    return [(a, b) for a, b in pairs if a.score > b.score + ROUNDING and a.fall < b.fall - ROUNDING]
+    return [(a, b) for a, b in pairs if exceeds(a.score, b.score) and exceeds(b.fall, a.fall)]
 
 
 def _describe(problem: Problem, found: Sequence[Sample]) -> Counterexample:
