@@ -351,6 +351,27 @@ def summary_rows(step: KernelStep, place: Mapping) -> list[dict]:
     return [place | {"predicted": n} | agreement(p, step.measured)._asdict() for n, p in predictions.items()]
 
 
+def own_state_row(problem: tuple, step: KernelStep, place: Mapping, count: int = 32) -> dict:
+    """Agreement, over `count` states spread through the problem, of what each state's own push does to it.
+
+    `own_share` is the size of that logit change relative to the whole one (less its mean over actions): what is
+    missing comes from the other states, through shared weights.
+
+    Args:
+      problem: (policy, parameters, advantage, weight) of the step.
+    """
+    policy, parameters, advantage, weight = problem
+    states = torch.linspace(0, len(weight) - 1, min(count, len(weight))).long()
+    push = weight.unsqueeze(-1) * policy_gradient_step(step.logits_before, advantage, step.step_size)
+    own, whole = own_state_product(policy, parameters, push, states), step.kernel_change[states]
+    own_size, whole_size = (float((x - x.mean(-1, keepdim=True)).norm()) for x in (own, whole))
+    predicted = entropy_change_first_order(step.logits_before[states], own)
+    row = {"step_size": step.step_size, "states": len(states), "predicted": "own state"}
+    return (
+        dict(place) | row | agreement(predicted, step.measured[states])._asdict() | {"own_share": own_size / whole_size}
+    )
+
+
 def natural_row(step: NaturalStep, damping: float) -> dict:
     """The projection's residual, and how well Theorem 2 and the projected step predict the measured entropy change."""
     theorem, projected = (agreement(p, step.measured) for p in (step.theorem_2_prediction, step.natural_prediction))

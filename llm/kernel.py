@@ -22,17 +22,18 @@ from llm.config import TrainConfig
 from llm.grpo import build_control, make_rollout
 from llm.models import LanguageModel, load_model
 from llm.rollout import Responses, forward
+from llm.selection import prefix_ids, prompt_ids
 from llm.tasks import get_task
 
 SPREAD = 0.05
 """Largest spread of a token's logit change in the step that is taken, nats: first order explains such a step."""
 
-PROMPTS = 8
-"""Prompts of the rollout; with 8 responses each, about 300 tokens."""
+PROMPTS = 16
+"""Prompts of the rollout; with 8 responses each, about 600 tokens at 250 distinct states."""
 
 
 class Problem(NamedTuple):
-    """A policy at fixed states: parameters -> logits [tokens, vocabulary], its parameters, A and d [tokens]."""
+    """A policy at fixed states: parameters -> logits [states, vocabulary], its parameters, A and d [states]."""
 
     policy: Policy
     parameters: dict[str, Tensor]
@@ -65,9 +66,10 @@ def in_float64(lm: LanguageModel) -> LanguageModel:
 
 
 def problem(seed: int = 0, prompts: int = PROMPTS, model: str = "tiny") -> Problem:
-    """The model at the tokens of a rollout of the default settings (8 responses a prompt), with GRPO's advantages.
+    """The model at the states of a rollout of the default settings (8 responses a prompt), with GRPO's advantages.
 
-    J is the mean over tokens, as the loss of training at ratio 1.
+    A state is a prompt and the response so far. J is the mean over tokens, as the loss of training at ratio 1: d is
+    the share of tokens at a state, and A the mean of what the tokens there say of it.
 
     Args:
       seed: of prompts and sampling; model: "tiny" or the directory of another small one.
@@ -82,18 +84,32 @@ def problem(seed: int = 0, prompts: int = PROMPTS, model: str = "tiny") -> Probl
         raise ValueError(
             f"all responses to a prompt earned the same with seed {seed}; take another seed or more prompts"
         )
-    rows, steps = responses.mask.nonzero(as_tuple=True)
+    state, token = distinct(prefix_ids(prompt_ids(responses), responses.tokens, responses.mask)[responses.mask])
     module = _Forward(lm)
 
     def policy(parameters):
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
-            return functional_call(module, {f"model.{name}": p for name, p in parameters.items()}, (responses,))
+            named = {f"model.{name}": p for name, p in parameters.items()}
+            return functional_call(module, named, (responses,))[token]
 
     parameters = {name: parameter.detach() for name, parameter in lm.model.named_parameters()}
+    rows, _ = responses.mask.nonzero(as_tuple=True)
     with torch.no_grad():
         logits = policy(parameters)
-    given = kernel.sampled_advantage(logits, responses.tokens[rows, steps], advantage[rows])
-    return Problem(policy, parameters, given, torch.full((len(rows),), 1 / len(rows), dtype=torch.float64))
+    each = kernel.sampled_advantage(logits[state], responses.tokens[responses.mask], advantage[rows])
+    count = torch.bincount(state).double()
+    mean = torch.zeros_like(logits).index_add(0, state, each) / count.unsqueeze(-1)
+    return Problem(policy, parameters, mean, count / len(rows))
+
+
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of each token's state [tokens], and the first token at each state [states].
+
+    A table has one row of logits per state: tokens at the same state push the same row.
+    """
+    _, state = ids.unique(return_inverse=True)
+    token = torch.full((int(state.max()) + 1,), len(ids)).scatter_reduce(0, state, torch.arange(len(ids)), "amin")
+    return state, token
 
 
 def kernel_step(seed: int = 0, spread: float = SPREAD) -> KernelStep:
@@ -106,13 +122,15 @@ def kernel_step(seed: int = 0, spread: float = SPREAD) -> KernelStep:
 
 
 def write_tables(out: Path, seeds: int = 5) -> None:
-    """Write the language model's rows of kernel.csv (one seed's tokens) and kernel_summary.csv into `out`."""
+    """Write the language model's rows of kernel.csv (one seed's states) and kernel_summary.csv into `out`."""
     states, summary = [], []
     for seed in range(seeds):
-        place = {"world": "llm", "rollouts": 0, "seed": seed}
+        place, given = {"world": "llm", "rollouts": 0, "seed": seed}, problem(seed)
         for spread in (SPREAD, 0.3):
-            step = kernel_step(seed, spread)
+            step = kernel.kernel_step_of_spread(*given, spread)
             summary += kernel.summary_rows(step, place | {"spread": spread})
+            if spread == SPREAD:
+                summary.append(kernel.own_state_row(given, step, place | {"spread": spread}))
             if seed == 0 and spread == SPREAD:
                 states = kernel.state_rows(step, place)
     replace_rows(out / "kernel.csv", states)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from entropy_theory.advantage import grpo
-from entropy_theory.decomposition import Parts, within_between
+from entropy_theory.decomposition import Parts, part_rows, point_rows, top_rows, within_between
 from entropy_theory.records import Batch
+from entropy_theory.tables import replace_rows
 from llm.config import TrainConfig
 from llm.grpo import Rollout, build_control, make_rollout
 from llm.models import LanguageModel, load_model
-from llm.rollout import forward, token_collision
+from llm.rollout import Responses, forward, token_collision
 from llm.tasks import get_task
 
 PROMPTS = 64
@@ -68,7 +71,7 @@ def decomposition(seed: int = 0, prompts: int = 16, samples: int = 64, group_siz
     rows = torch.arange(len(rollout.reward))
     batch, _ = _batch(lm, rollout, rows // group_size)
     mask, logp, advantage = batch.mask, batch.logp.double(), batch.advantage.double()
-    state = prefix_ids(rows // samples, rollout.responses.tokens, mask)
+    state = prefix_ids(prompt_ids(rollout.responses), rollout.responses.tokens, mask)
     met = torch.zeros(mask.numel(), dtype=torch.int64).scatter_add(0, state[mask], torch.ones_like(state[mask]))
     first = mask & (torch.arange(mask.shape[1]) == 0)
     mean = (logp.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)).unsqueeze(-1)
@@ -79,6 +82,11 @@ def decomposition(seed: int = 0, prompts: int = 16, samples: int = 64, group_siz
         "prefix met 8 times": within_between(logp, advantage, mask & (met[state] >= 8), state),
         "group, by response": within_between(mean, advantage[:, :1], whole, batch.group.unsqueeze(-1)),
     }
+
+
+def prompt_ids(responses: Responses) -> Tensor:
+    """An id of each row's prompt, the same for equal prompts, [rows] int64."""
+    return responses.prompt.unique(dim=0, return_inverse=True)[1]
 
 
 def prefix_ids(prompt: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -95,3 +103,16 @@ def prefix_ids(prompt: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         for t in range(length):
             ids[row, t] = seen.setdefault((start, *response[:t]), len(seen))
     return ids
+
+
+def write_tables(out: Path, seeds: int = 5, prompts: int = 256) -> None:
+    """Write the language model's rows of top_tokens.csv, token_points.csv and decomposition.csv into `out`."""
+    tops, parts = [], []
+    for seed in range(seeds):
+        tokens = probe_minibatch(seed, prompts)
+        tops += [row | {"replica": seed} for row in top_rows(*tokens, {"world": "llm"})]
+        parts += part_rows(decomposition(seed), {"world": "llm"})
+        if seed == 0:
+            replace_rows(out / "token_points.csv", point_rows(*tokens, {"world": "llm"}))
+    replace_rows(out / "top_tokens.csv", tops)
+    replace_rows(out / "decomposition.csv", parts)

@@ -8,6 +8,9 @@ from paper_figs import (
     fig03_entropy_return_fit,
     fig04_selected_tokens,
     fig05_difficulty,
+    fig06_kernel,
+    fig07_chaos,
+    fig08_top_tokens,
 )
 from paper_figs.style import read_csv
 
@@ -18,9 +21,18 @@ FIGURES = {
     fig04_selected_tokens: "selection.csv",
     fig05_difficulty: "difficulty.csv",
 }
-"""Each figure and the CSV file without which (or with no row in it) there is nothing to draw."""
+"""Each figure of the main job and the CSV file without which (or with no row in it) there is nothing to draw."""
+
+STUDIES = {
+    fig06_kernel: "kernel.csv",
+    fig07_chaos: "chaos.csv",
+    fig08_top_tokens: "token_points.csv",
+}
+"""The same for the measurements that have commands of their own."""
 
 
 def draw_all(data: Path, out: Path) -> list[tuple[Path, str]]:
     """Draw every figure whose data are there; returns (PNG, caption) pairs."""
-    return [(figure.draw(data, out), figure.CAPTION) for figure, file in FIGURES.items() if read_csv(data / file)]
+    figures = (FIGURES | STUDIES).items()
+    there = [figure for figure, file in figures if (data / file).exists() and read_csv(data / file)]
+    return [(figure.draw(data, out), figure.CAPTION) for figure in there]

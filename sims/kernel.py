@@ -29,6 +29,10 @@ DAMPINGS = (0.0, 1e-6, 1e-4, 1e-2, 1e-1)
 """Of the natural gradient; 0.1 is TRPO's usual value."""
 
 
+NATURAL_STATES = 256
+"""States on which a natural step is fitted; the network has 4,610 parameters."""
+
+
 class Problem(NamedTuple):
     """A policy at fixed states: parameters -> logits [states, 2], its parameters, A [states, 2] and d [states]."""
 
@@ -89,7 +93,7 @@ def natural_step(
     damping: float = 0.0,
     exact: bool = True,
     spread: float = SPREAD,
-    states: int = 256,
+    states: int = NATURAL_STATES,
 ) -> NaturalStep:
     """One natural-gradient step of the network on the first `states` transitions of its rollout.
 
@@ -97,7 +101,10 @@ def natural_step(
       seed, rollouts, exact: as `problem`; damping: see `kernel.natural_step`.
       spread: of the largest eta A where both actions have probability above 1e-3, nats, which sets the step size.
     """
-    given = problem(seed, rollouts, states, exact)
+    return _natural(problem(seed, rollouts, states, exact), damping, spread)
+
+
+def _natural(given: Problem, damping: float, spread: float) -> NaturalStep:
     _, probability = finite_log_probs(given.policy(given.parameters))
     usual = probability.amin(-1) > 1e-3
     wanted = (given.advantage.amax(-1) - given.advantage.amin(-1))[usual].max()
@@ -109,18 +116,18 @@ def write_tables(out: Path, seeds: int = 5) -> None:
     states, summary, natural = [], [], []
     for seed in range(seeds):
         for rollouts in (0, TRAINED):
-            place = {"world": "cartpole", "rollouts": rollouts, "seed": seed}
+            place, given = {"world": "cartpole", "rollouts": rollouts, "seed": seed}, problem(seed, rollouts)
             for spread in (SPREAD, 0.3):
-                step = kernel_step(seed, rollouts, spread)
+                step = kernel.kernel_step_of_spread(*given, spread)
                 summary += kernel.summary_rows(step, place | {"spread": spread})
+                if rollouts and spread == SPREAD:
+                    summary.append(kernel.own_state_row(given, step, place | {"spread": spread}))
                 if seed == 0 and rollouts and spread == SPREAD:
                     states = kernel.state_rows(step, place)
-            for exact in (True, False):
-                for damping in DAMPINGS:
-                    step = natural_step(seed, rollouts, damping, exact)
-                    natural.append(
-                        place | {"advantage": "critic" if exact else "gae"} | kernel.natural_row(step, damping)
-                    )
+        for name, exact in (("critic", True), ("gae", False)):
+            given = problem(seed, TRAINED, NATURAL_STATES, exact)
+            steps = {damping: _natural(given, damping, SPREAD) for damping in DAMPINGS}
+            natural += [place | {"advantage": name} | kernel.natural_row(step, d) for d, step in steps.items()]
     replace_rows(out / "kernel.csv", states)
     replace_rows(out / "kernel_summary.csv", summary)
     replace_rows(out / "natural.csv", natural)

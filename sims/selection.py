@@ -1,11 +1,14 @@
 """Sampled tokens of the bandit and of CartPole, part of the way through training: what a covariance score ranks."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from entropy_theory.decomposition import Parts, within_between
+from entropy_theory.decomposition import Parts, part_rows, point_rows, top_rows, within_between
 from entropy_theory.records import Batch
 from entropy_theory.softmax import collision, finite_log_probs
+from entropy_theory.tables import replace_rows
 from sims import bandit, cartpole
 from sims.bandit_config import BanditConfig
 from sims.cartpole_config import CartPoleConfig
@@ -63,3 +66,15 @@ def bandit_decomposition(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: 
     advantages = {"grpo": batch.advantage, "reward": reward}
     state = batch.group.unsqueeze(-1)
     return {name: within_between(batch.logp, a, batch.mask, state) for name, a in advantages.items()}
+
+
+def write_tables(out: Path, seeds: int = 10) -> None:
+    """Write the rows of both worlds of top_tokens.csv, token_points.csv and (the bandit) decomposition.csv."""
+    bandit_tokens, cartpole_tokens = bandit_minibatch(seeds=seeds), cartpole_minibatch(seeds=seeds)
+    tops, points = [], []
+    for world, tokens in (("bandit", bandit_tokens), ("cartpole", cartpole_tokens)):
+        tops += top_rows(*tokens, {"world": world})
+        points += point_rows(*tokens, {"world": world})
+    replace_rows(out / "top_tokens.csv", tops)
+    replace_rows(out / "token_points.csv", points)
+    replace_rows(out / "decomposition.csv", part_rows(bandit_decomposition(seeds=seeds), {"world": "bandit"}))

@@ -464,3 +464,18 @@ def test_rows_of_one_world_replace_only_its_own(tmp_path):
     assert path.read_text().split() == ["world,x,y", "b,,", "a,0.333333,"]
     write_csv(path, [{"world": "c"}])
     assert path.read_text().split() == ["world", "c"]
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_the_committed_data(tmp_path):
+    from paper_figs import fig07_chaos
+    from paper_figs.catalogue import STUDIES
+    from paper_figs.style import DATA
+
+    for figure, file in STUDIES.items():
+        assert (DATA / file).exists()
+        png = figure.draw(DATA, tmp_path)
+        assert png.stat().st_size > 20_000 and len(figure.CAPTION) > 40
+    assert fig07_chaos.PLANT == pytest.approx(plant_exponent(), abs=5e-6)

@@ -16,9 +16,9 @@ LONGEST_FILE = 400
 CORE_LAYERS = (
     {"softmax", "covariance", "draw", "fit", "runs", "ranges", "remainder_tables", "balls", "tables"},
     {"reduce", "records", "remainder", "certify_constants", "lyapunov"},
-    {"loss", "theorems", "advantage", "surrogate", "certify", "decomposition", "lemma_1_batch", "enclosure"},
+    {"loss", "theorems", "advantage", "surrogate", "certify", "lemma_1_batch", "enclosure"},
     {"control", "measure", "kernel", "drift"},
-    {"controller"},
+    {"controller", "decomposition"},
     {"controls"},
     {"claims"},
     {"conformance"},

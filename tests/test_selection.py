@@ -211,3 +211,31 @@ def test_language_model_decomposition():
     assert abs(float(parts["group, by response"].between)) <= 1e-5
     assert parts["group, by response"].states == 4 * 16 / 8  # groups of 8, as in training
     assert parts["prefix"].states > parts["prefix met 8 times"].states >= 4
+
+
+def test_tables_of_all_worlds(tmp_path):
+    import llm.selection
+    import sims.selection
+    from entropy_theory.decomposition import POINTS
+    from entropy_theory.tables import read_csv
+
+    sims.selection.write_tables(tmp_path, seeds=2)
+    llm.selection.write_tables(tmp_path, seeds=1, prompts=4)
+    tops, points, parts = (
+        read_csv(tmp_path / f"{name}.csv") for name in ("top_tokens", "token_points", "decomposition")
+    )
+    batch, collision = sims.selection.cartpole_minibatch(seeds=2)
+    expected = top_tokens(batch, collision, 0.2)
+    for name, values in expected.items():
+        stored = [float(row[name]) for row in tops if row["world"] == "cartpole" and row["fraction"] == "0.2"]
+        assert stored == pytest.approx(values.tolist(), rel=1e-5, abs=1e-6)
+    assert len(tops) == 3 * (2 + 2 + 1)
+    assert {row["world"] for row in points} == {row["world"] for row in tops} == {"bandit", "cartpole", "llm"}
+    for world in ("bandit", "cartpole", "llm"):
+        chosen = [row for row in points if row["world"] == world]
+        assert 30 < len(chosen) <= POINTS + 2
+        assert {row["top"] for row in chosen} == {"0", "1"}
+    assert sum(row["world"] == "cartpole" for row in points) == int(batch.mask.sum())  # all of a small minibatch
+    assert [row["of"] for row in parts if row["world"] == "bandit"] == ["grpo"] * 2 + ["reward"] * 2
+    for row in parts:
+        assert float(row["total"]) == pytest.approx(float(row["within"]) + float(row["between"]), rel=2e-5, abs=1e-6)
