@@ -33,7 +33,7 @@ def spread(change: Tensor, probability: Tensor) -> Tensor:
 def remainder_constant(actions: int) -> float:
     r"""C_K with |d^T Hess(H) d| <= C_K spread(d)^2 for every policy on K actions, proved for every K.
 
-    At most 2.2 % above what a change of one action attains, and 0.2 % from 7 to a million actions. The proof, by branch
+    At most 2.2 % above what a change of one action attains, and 0.1 % from 7 to a million actions. The proof, by branch
     and bound, is in docs/remainder.md; `certify_constants` carries it out.
 
     Raises: ValueError if `actions` is not a whole number of at least 2.

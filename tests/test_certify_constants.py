@@ -74,7 +74,7 @@ def groups_value(case, a, e):
 
 @given(
     st.tuples(st.floats(0.01, 0.95), st.floats(0.01, 0.95)).filter(lambda x: sum(x) < 0.99),
-    st.floats(0, 0.05),
+    st.sampled_from([0.05, 1e-3, 1e-5]),
     st.sampled_from([1, -1]),
     st.sampled_from([(1, 2, 3), (1, 1, 1), (4, 1, 1)]),
 )
@@ -86,6 +86,27 @@ def test_an_enclosure_contains_the_values_on_its_box(point, width, sign, counts)
         for a, e in (point, tuple(x + width for x in point), (point[0] + width, point[1])):
             if a + e < 0.999:
                 assert below(values) - FLOATS <= groups_value(case, a, e) <= above(values) + FLOATS
+
+
+@given(
+    st.tuples(st.floats(0.05, 0.9), st.floats(0.05, 0.9)).filter(lambda x: sum(x) < 0.95),
+    st.sampled_from([(1, 2, 3), (1, 1, 1), (4, 1, 1)]),
+)
+def test_the_slope_is_that_of_the_function(point, counts):
+    # the mean value theorem: a difference quotient is a value of the slope in between
+    case, step = few_actions.Groups(1, counts), 2.0**-20
+    with precision(200) as arithmetic:
+        for moved, direction in zip(((step, 0.0), (0.0, step)), case.directions(), strict=True):
+            ends = [tuple((x + t * dx,) * 2 for x, dx in zip(point, moved, strict=True)) for t in (0, 1)]
+            low, high = (case.by_terms(case.masses(end)) for end in ends)
+            masses = case.masses(tuple((a, b) for (a, _), (b, _) in zip(*ends, strict=True)))
+            slope = few_actions.slope(masses, case.log_counts(masses), direction)
+            assert slope.overlaps((high - low) / arithmetic.arb(step)) and balls_width(slope) < 1e-3
+
+
+def balls_width(x):
+    """Diameter of a ball."""
+    return above(x) - below(x)
 
 
 # --- what is bounded, at real policies ----------------------------------------------------------------------------
@@ -129,6 +150,40 @@ def test_any_hint_bounds_the_curvature(actions, seed, rho, lam, mu):
     for tilt, most in many_actions.DEVIATION.items():
         assert deviation - tilt * s <= most + FLOATS
     assert deviation <= s + FLOATS
+
+
+def dual_maximum(actions, cell, hint, tilt):
+    """Step 13 in floats: the largest value on a grid of the cell's means, variances and changes."""
+    best = -math.inf
+    for m in np.linspace(*cell.mean, 5):
+        for u in np.linspace(*cell.reach, 5):
+            s, y = u * u * m * (1 - m), np.linspace(-m, 1 - m, 401)
+            y = np.append(y, [x for x in (math.sqrt(s), -math.sqrt(s)) if -m <= x <= 1 - m])
+            x, outer = np.maximum(s - y * y, 1e-300), y * y > s
+            if actions is None:
+                value = np.where(outer, y * y - s, 0.0) - tilt * s
+            else:
+                over = (math.log(actions - 1) + hint.rho - 1) * (y * y - s) + math.exp(-hint.rho)
+                value = s + np.where(outer, over, x * np.log(x))
+            best = max(best, float((value - hint.lam * y - hint.mu * (y * y - s)).max()))
+    return best
+
+
+@given(
+    st.tuples(st.floats(0.02, 0.45), st.floats(0.05, 0.95), st.floats(1e-4, 0.05)),
+    st.tuples(st.floats(-0.3, 0.3), st.floats(-1, 1), st.floats(-2, 2)),
+    st.sampled_from([(20, 0.0), (1000, 0.0), (None, 0.0), (None, 0.5)]),
+)
+def test_a_cell_is_settled_above_its_maximum_and_never_below(place, shift, quantity):
+    (m, u, width), dual = place, many_actions.Dual(*quantity)
+    cell = many_actions.Cell((m, m + width), (u, u + width))
+    with precision(64):
+        found = many_actions.find_hint(dual, cell) or many_actions.Hint(2.0, 0.0, 0.0)
+        for scale in (0, 1):  # the hint found, and a poor one: both are checked, neither is trusted
+            hint = many_actions.Hint(*(x + scale * y for x, y in zip(found, shift, strict=True)))
+            largest = dual_maximum(dual.actions, cell, hint, dual.tilt)
+            assert not many_actions.settles(dual, cell, hint, flint().arb(largest - FLOATS))
+            assert many_actions.settles(dual, cell, hint, flint().arb(largest + 1 + abs(largest)))
 
 
 # --- wrong entries ------------------------------------------------------------------------------------------------

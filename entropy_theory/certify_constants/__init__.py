@@ -1,6 +1,6 @@
 """Proves every entry of `remainder_tables` by interval branch and bound in ball arithmetic (docs/remainder.md).
 
-python -m entropy_theory.certify_constants                 prove all entries, a few minutes
+python -m entropy_theory.certify_constants                 prove all entries, about two minutes
 python -m entropy_theory.certify_constants --actions 3 10  only these
 python -m entropy_theory.certify_constants --propose       print the entries anew, rounded up
 

@@ -1,4 +1,4 @@
-"""First order, many actions: a dual certificate for every mean and variance of the change (remainder.md, 11 to 16).
+"""First order, many actions: a dual certificate for every mean and variance of the change (remainder.md, 11 to 17).
 
 A change has values y in [-m, 1 - m] around its mean, with variance S. For any numbers rho, lam and mu the quantity
 is at most the largest value of a function of y alone. The plane of (m, S) is cut into cells; each gets three numbers

@@ -1,4 +1,4 @@
-"""Second order: one variable, the standard deviation of the change (docs/remainder.md, steps 17 to 22)."""
+"""Second order: one variable, the standard deviation of the change (docs/remainder.md, steps 18 to 23)."""
 
 from typing import NamedTuple
 
