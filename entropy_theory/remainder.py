@@ -29,7 +29,7 @@ def spread(change: Tensor, probability: Tensor) -> Tensor:
 # --- remainders of the Taylor expansions (theory.md section 2) ----------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)
 def remainder_constant(actions: int) -> float:
     r"""C_K with |d^T Hess(H) d| <= C_K spread(d)^2 for every policy on K actions, proved for every K.
 
@@ -47,7 +47,7 @@ def remainder_bound(spread: Tensor, actions: int) -> Tensor:
     return remainder_constant(actions) / 2 * spread.square()
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)
 def second_order_remainder_constant(actions: int) -> float:
     r"""D_K with |d^3 H(z + t d)/dt^3| <= D_K spread(d)^3 for every policy on K actions, proved for every K.
 

@@ -70,7 +70,7 @@ def read(table: dict[int, float], slope: float, actions: int) -> float:
     return (table[left] + share * (table[right] - table[left])) * _GROWN
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)
 def covariance_constant(actions: int) -> float:
     r"""N_K with |Cov_pi(log pi, f)| <= N_K (max f - min f), and so E|log pi + H| <= 2 N_K, on K actions.
 

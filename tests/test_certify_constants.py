@@ -206,6 +206,16 @@ def test_a_false_bound_is_never_settled(monkeypatch):
         certify_constants.first_order(5)
 
 
+def test_without_flint_the_command_says_what_to_install(monkeypatch, capsys):
+    def absent():
+        raise ModuleNotFoundError("pip install python-flint")
+
+    monkeypatch.setattr(command, "flint", absent)
+    with pytest.raises(SystemExit) as refused:
+        command.main([])
+    assert refused.value.code == 2 and "pip install python-flint" in capsys.readouterr().err
+
+
 def test_an_unknown_entry_is_refused(capsys):
     with pytest.raises(SystemExit) as refused:
         command.main(["--actions", "21"])

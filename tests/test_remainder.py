@@ -72,7 +72,7 @@ def test_the_covariance_constant_is_the_maximum_it_is_stated_to_be(actions):
     assert sampled <= remainder.covariance_constant(actions) <= (sampled + missed) * (1 + 2**-39)
 
 
-@pytest.mark.parametrize("actions", [1, 0, -3, 2.5, None, "3"])
+@pytest.mark.parametrize("actions", [1, 0, -3, 2.5, 3.0, None, "3"])
 def test_constants_refuse_what_is_not_a_number_of_actions(actions):
     for constant in (
         remainder.remainder_constant,

@@ -6,6 +6,7 @@ import sys
 
 import entropy_theory.certify_constants as constants
 from entropy_theory import remainder_tables
+from entropy_theory.balls import flint
 
 DECIMALS = 5
 TABLES = (
@@ -38,6 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--actions", type=int, nargs="+", metavar="K", help="entries to prove (default: all)")
     parser.add_argument("--propose", action="store_true", help="print new entries instead of judging the old")
     options = parser.parse_args(arguments)
+    try:
+        flint()
+    except ModuleNotFoundError as absent:
+        parser.error(str(absent))
     known = remainder_tables.FIRST_ORDER
     unknown = set(options.actions or ()) - set(known)
     if unknown and not options.propose:

@@ -93,15 +93,16 @@ def root(x: Ball) -> Ball:
 
 
 def p_log_p(p: Ball) -> Ball:
-    """x ln x over the part of the ball with x >= 0, for balls reaching no further than 1."""
+    """x ln x over the part of the ball with x >= 0."""
     arb = flint().arb
     top = p.upper()
     if p > 0:
         return p * p.log()
     if not top > 0:
         return arb(0)
-    lowest = top * top.log() if top < arb(0.36) else -arb(-1).exp()  # decreasing up to 1/e
-    return hull(lowest, arb(0))
+    at_top = top * top.log()
+    lowest = at_top if top < arb(0.36) else -arb(-1).exp()  # decreasing up to 1/e
+    return hull(lowest, at_top.max(arb(0)))
 
 
 class Gain(NamedTuple):
