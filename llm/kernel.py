@@ -6,6 +6,7 @@ table of logits and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,8 +122,11 @@ def kernel_step(seed: int = 0, spread: float = SPREAD) -> KernelStep:
     return kernel.kernel_step_of_spread(*problem(seed), spread)
 
 
-def write_tables(out: Path, seeds: int = 5) -> None:
-    """Write the language model's rows of kernel.csv (one seed's states) and kernel_summary.csv into `out`."""
+def write_tables(out: Path, seeds: int = 5, tick: Callable[[], None] = lambda: None) -> None:
+    """Write the language model's rows of kernel.csv (one seed's states) and kernel_summary.csv into `out`.
+
+    `tick` is called after each seed.
+    """
     states, summary = [], []
     for seed in range(seeds):
         place, given = {"world": "llm", "rollouts": 0, "seed": seed}, problem(seed)
@@ -133,5 +137,6 @@ def write_tables(out: Path, seeds: int = 5) -> None:
                 summary.append(kernel.own_state_row(given, step, place | {"spread": spread}))
             if seed == 0 and spread == SPREAD:
                 states = kernel.state_rows(step, place)
+        tick()
     replace_rows(out / "kernel.csv", states)
     replace_rows(out / "kernel_summary.csv", summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -105,8 +106,11 @@ def prefix_ids(prompt: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return ids
 
 
-def write_tables(out: Path, seeds: int = 5, prompts: int = 256) -> None:
-    """Write the language model's rows of top_tokens.csv, token_points.csv and decomposition.csv into `out`."""
+def write_tables(out: Path, seeds: int = 5, prompts: int = 256, tick: Callable[[], None] = lambda: None) -> None:
+    """Write the language model's rows of top_tokens.csv, token_points.csv and decomposition.csv into `out`.
+
+    `tick` is called after each seed.
+    """
     tops, parts = [], []
     for seed in range(seeds):
         tokens = probe_minibatch(seed, prompts)
@@ -114,5 +118,6 @@ def write_tables(out: Path, seeds: int = 5, prompts: int = 256) -> None:
         parts += part_rows(decomposition(seed), {"world": "llm"})
         if seed == 0:
             replace_rows(out / "token_points.csv", point_rows(*tokens, {"world": "llm"}))
+        tick()
     replace_rows(out / "top_tokens.csv", tops)
     replace_rows(out / "decomposition.csv", parts)

@@ -4,6 +4,7 @@ Everything is float64 and plain gradient ascent, so that what separates predicti
 table of logits and nothing else.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,8 +112,11 @@ def _natural(given: Problem, damping: float, spread: float) -> NaturalStep:
     return kernel.natural_step(*given, spread / float(wanted), damping)
 
 
-def write_tables(out: Path, seeds: int = 5) -> None:
-    """Write CartPole's rows of kernel.csv (one seed's states), kernel_summary.csv and natural.csv into `out`."""
+def write_tables(out: Path, seeds: int = 5, tick: Callable[[], None] = lambda: None) -> None:
+    """Write CartPole's rows of kernel.csv (one seed's states), kernel_summary.csv and natural.csv into `out`.
+
+    `tick` is called after each seed.
+    """
     states, summary, natural = [], [], []
     for seed in range(seeds):
         for rollouts in (0, TRAINED):
@@ -128,6 +132,7 @@ def write_tables(out: Path, seeds: int = 5) -> None:
             given = problem(seed, TRAINED, NATURAL_STATES, exact)
             steps = {damping: _natural(given, damping, SPREAD) for damping in DAMPINGS}
             natural += [place | {"advantage": name} | kernel.natural_row(step, d) for d, step in steps.items()]
+        tick()
     replace_rows(out / "kernel.csv", states)
     replace_rows(out / "kernel_summary.csv", summary)
     replace_rows(out / "natural.csv", natural)

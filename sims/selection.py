@@ -1,5 +1,6 @@
 """Sampled tokens of the bandit and of CartPole, part of the way through training: what a covariance score ranks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -68,8 +69,11 @@ def bandit_decomposition(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: 
     return {name: within_between(batch.logp, a, batch.mask, state) for name, a in advantages.items()}
 
 
-def write_tables(out: Path, seeds: int = 10) -> None:
-    """Write the rows of both worlds of top_tokens.csv, token_points.csv and (the bandit) decomposition.csv."""
+def write_tables(out: Path, seeds: int = 10, tick: Callable[[], None] = lambda: None) -> None:
+    """Write the rows of both worlds of top_tokens.csv, token_points.csv and (the bandit) decomposition.csv.
+
+    `tick` is called after each seed.
+    """
     bandit_tokens, cartpole_tokens = bandit_minibatch(seeds=seeds), cartpole_minibatch(seeds=seeds)
     tops, points = [], []
     for world, tokens in (("bandit", bandit_tokens), ("cartpole", cartpole_tokens)):
@@ -78,3 +82,5 @@ def write_tables(out: Path, seeds: int = 10) -> None:
     replace_rows(out / "top_tokens.csv", tops)
     replace_rows(out / "token_points.csv", points)
     replace_rows(out / "decomposition.csv", part_rows(bandit_decomposition(seeds=seeds), {"world": "bandit"}))
+    for _ in range(seeds):
+        tick()

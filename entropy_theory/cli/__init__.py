@@ -18,9 +18,11 @@ COMMANDS = {
     "controls": ("commands", "controls", "List every entropy control with its parameters, units and source."),
     "sim bandit": ("commands", "sim_bandit", "Train softmax bandits, all seeds at once."),
     "sim cartpole": ("commands", "sim_cartpole", "Train PPO on CartPole, all seeds at once."),
-    "sim chaos": ("commands", "sim_chaos", "Lyapunov exponents and dimensions of bandit and CartPole against entropy."),
     "llm train": ("commands", "llm_train", "Train a Qwen model with GRPO on a verifiable task."),
     "llm make-tiny": ("commands", "llm_make_tiny", "Make the tiny Qwen2 that ships with the package."),
+    "study kernel": ("studies", "kernel", "Theorem 1 in networks: entropy change with and without the logit kernel."),
+    "study tokens": ("studies", "tokens", "Which tokens the score of Clip-Cov and KL-Cov ranks first, in all worlds."),
+    "study chaos": ("studies", "chaos", "Lyapunov exponents and dimensions of bandit and CartPole against entropy."),
     "conformance": ("commands", "conformance", "List or export golden batches for testing other trainers."),
     "reproduce": ("reproduce", "main", "The main job: check, then all worlds and controls, then a report."),
 }

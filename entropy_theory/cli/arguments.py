@@ -4,7 +4,7 @@ import dataclasses
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,6 +29,15 @@ def parse(command: str, options: type, arguments: Sequence[str], description: st
         config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff),
     )
     return dataclasses.replace(parsed, set=shared | parsed.set) if shared else parsed
+
+
+def with_out(config: type, default: str) -> type:
+    """The config's fields plus --out, as one dataclass. `default` is the folder taken without it, in words."""
+    out: Any = Annotated[
+        Path | None, tyro.conf.arg(help=f"Run directory, resumed if it exists; {default} if not given.")
+    ]
+    fields = [("out", out, dataclasses.field(default=None))]
+    return dataclasses.make_dataclass(config.__name__, fields, bases=(config,), frozen=True)
 
 
 def _option(name: str) -> str:

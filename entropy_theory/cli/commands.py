@@ -4,11 +4,9 @@ import dataclasses
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from entropy_theory.cli.arguments import parse
+from entropy_theory.cli.arguments import parse, with_out
 
 
 @dataclass(frozen=True)
@@ -60,65 +58,21 @@ def sim_cartpole(name: str, text: str, arguments: list[str]) -> int:
     return _train("cartpole", name, text, arguments)
 
 
-def sim_chaos(name: str, text: str, arguments: list[str]) -> int:
-    """`entropy-theory sim chaos`: one run directory with metrics, tables as CSV, and a figure."""
-    from sims.chaos_config import ChaosConfig
-
-    options = parse(name, _run_options(ChaosConfig), arguments, text)
-    config = ChaosConfig(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ChaosConfig)})
-    out = options.out or Path("runs/chaos")
-    from entropy_theory.cli.progress import bar, summary
-    from entropy_theory.cli.results import align
-    from entropy_theory.runs import Run
-    from paper_figs import fig07_chaos
-    from sims import chaos
-
-    with bar(0, "chaos", unit="point") as progress, Run(out, chaos.config_record(config)) as run:
-
-        def show(done: int, total: int, line: dict):
-            progress.total = total
-            progress.set_postfix_str(summary(line), refresh=False)
-            progress.update(done - progress.n)
-
-        chaos.measure(config, run, show)
-    tables = chaos.write_tables(out, out / "data")
-    rows = chaos.correlation_rows(chaos.read_rows(out))
-    print("\nRank correlation with policy entropy along each knob, mean over seeds [95 % bootstrap interval]")
-    print(align([CHAOS_HEADER, *([row[name] for name in CHAOS_HEADER[:4]] + [_interval(row)] for row in rows)]))
-    print("tables:  " + ", ".join(map(str, tables)))
-    print(f"figure:  {fig07_chaos.draw(out / 'data', out)}")
-    return 0
-
-
-CHAOS_HEADER = ["world", "map", "knob", "with", "Spearman"]
-
-
-def _interval(row: dict) -> str:
-    """A mean with its interval; nothing where no seed has one."""
-    mean, low, high = (row[name] for name in ("spearman", "low", "high"))
-    return "-" if mean != mean else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
 def llm_train(name: str, text: str, arguments: list[str]) -> int:
     """`entropy-theory llm train`."""
     return _train("llm", name, text, arguments)
-
-
-def _run_options(config: type) -> type:
-    """The config's fields plus --out, as one dataclass."""
-    out: Any = Annotated[
-        Path | None,
-        tyro.conf.arg(help="Run directory, resumed if it exists; runs/WORLD-CONTROL if not given."),
-    ]
-    fields = [("out", out, dataclasses.field(default=None))]
-    return dataclasses.make_dataclass(config.__name__, fields, bases=(config,), frozen=True)
 
 
 def _train(world: str, name: str, text: str, arguments: list[str]) -> int:
     from entropy_theory.cli import worlds
 
     config_type = worlds.config_class(world)
-    options = parse(name, _run_options(config_type), arguments, f"{text} `entropy-theory controls` lists the controls.")
+    options = parse(
+        name,
+        with_out(config_type, "runs/WORLD-CONTROL"),
+        arguments,
+        f"{text} `entropy-theory controls` lists the controls.",
+    )
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(config_type)}
     config = config_type(**values)
     out = options.out or Path("runs") / f"{world}-{config.control}"

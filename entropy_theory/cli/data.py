@@ -3,9 +3,7 @@
 The CSV files are all that the figures read; copied to paper_figs/data they are what `make figures` draws.
 """
 
-import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from entropy_theory.cli.results import (
 from entropy_theory.cli.settings import Job
 from entropy_theory.controls import resolve
 from entropy_theory.fit import fit_entropy_reward, mean_interval
+from entropy_theory.tables import write_csv
 
 POINTS = 100
 """Most points of a curve that a CSV file keeps."""
@@ -103,23 +102,6 @@ def collect(todo: Sequence[Job]) -> list[Curves]:
         read_curves(sorted(paths), world, control)
         for (world, control), paths in sorted(folders.items(), key=lambda item: order[item[0][0]])
     ]
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """Rows as CSV with 6 significant digits; NaN as an empty cell."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows({k: _text(v) for k, v in row.items()} for row in rows)
-    os.replace(temporary, path)
-
-
-def _text(value):
-    if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.6g}"
-    return value
 
 
 def kept(count: int, points: int = POINTS) -> np.ndarray:

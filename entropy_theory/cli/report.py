@@ -39,11 +39,11 @@ def write_check_report(judged: list[claims.Judged], file: Path) -> None:
 
 def _cited(names: set[str]) -> list[dict[str, str]]:
     """The named figures, drawn from the committed results."""
-    from paper_figs.catalogue import FIGURES
+    from paper_figs.catalogue import FIGURES, STUDIES
     from paper_figs.style import DATA
 
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [f for f in FIGURES if f"{f.__name__.rpartition('.')[2]}.png" in names]
+        wanted = [f for f in FIGURES | STUDIES if f"{f.__name__.rpartition('.')[2]}.png" in names]
         return [_embedded(figure.draw(DATA, Path(folder)), figure.CAPTION) for figure in wanted]
 
 
