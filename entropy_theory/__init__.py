@@ -8,8 +8,8 @@ import importlib
 _HOME = {
     "entropy": "softmax",
     "collision": "softmax",
-    "centred_product": "covariance",
-    "covariance": "covariance",
+    "centred_product": "covariances",
+    "covariance": "covariances",
     "entropy_change_first_order": "theorems",
     "entropy_change_second_order": "theorems",
     "policy_gradient_step": "theorems",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entropy_theory.covariance import centred_product, covariance
+from entropy_theory.covariances import centred_product, covariance
 from entropy_theory.measure import top_tokens
 from entropy_theory.records import Batch
 from entropy_theory.reduce import lowest, token_count, token_fraction

@@ -8,7 +8,7 @@ All results are per replica, [...].
 import torch
 from torch import Tensor
 
-from entropy_theory.covariance import TOKENS, centred_product, covariance
+from entropy_theory.covariances import TOKENS, centred_product, covariance
 from entropy_theory.loss import clipped
 from entropy_theory.records import Batch, Objective
 from entropy_theory.reduce import group_mean, lowest, token_count, token_fraction, token_mean

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from entropy_theory.covariance import TOKENS
+from entropy_theory.covariances import TOKENS
 
 
 def token_count(mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ All act on one state along the last axis; leading axes are states or replicas. c
 import torch
 from torch import Tensor
 
-from entropy_theory.covariance import covariance
+from entropy_theory.covariances import covariance
 from entropy_theory.softmax import finite_log_probs
 
 

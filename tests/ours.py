@@ -5,7 +5,7 @@ import torch
 from entropy_theory.advantage import grpo
 from entropy_theory.control import Control
 from entropy_theory.controls import CONTROLS
-from entropy_theory.covariance import centred_product, covariance
+from entropy_theory.covariances import centred_product, covariance
 from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.records import Batch, Objective
 from entropy_theory.softmax import entropy, token_statistics

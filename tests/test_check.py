@@ -78,7 +78,8 @@ def test_the_search_depends_on_nothing_but_the_seed(tmp_path):
         "from entropy_theory import claims\n"
         "from entropy_theory.claims.search import smallest\n"
         "seen = []\n"
-        "smallest(st.integers(0, 10**6), lambda n: seen.append(n) or False, claims.Context(claims.PROFILES['thorough']))\n"
+        "context = claims.Context(claims.PROFILES['thorough'])\n"
+        "smallest(st.integers(0, 10**6), lambda n: seen.append(n) or False, context)\n"
         "print(seen)"
     )
     printed = [

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entropy_theory import balls, remainder, theorems
-from entropy_theory.covariance import covariance
+from entropy_theory.covariances import covariance
 from entropy_theory.softmax import collision, entropy, finite_log_probs
 
 # --- invariances --------------------------------------------------------------------------------------------------

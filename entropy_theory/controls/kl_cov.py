@@ -6,7 +6,7 @@ import torch
 
 from entropy_theory.control import Control, Need, control
 from entropy_theory.controls.checks import check_coef, check_fraction
-from entropy_theory.covariance import centred_product
+from entropy_theory.covariances import centred_product
 from entropy_theory.records import Penalty
 from entropy_theory.reduce import lowest, token_fraction
 

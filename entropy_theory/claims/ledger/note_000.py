@@ -31,7 +31,7 @@ from entropy_theory.claims.published import ENTROPY_MECHANISM
 from entropy_theory.claims.search import by_search, smallest
 from entropy_theory.claims.small import Problem, problems
 from entropy_theory.control import Control
-from entropy_theory.covariance import covariance
+from entropy_theory.covariances import covariance
 from entropy_theory.remainder import first_order_rounding, remainder_bound, spread, unit_roundoff
 from entropy_theory.softmax import entropy, finite_log_probs
 
@@ -68,7 +68,7 @@ class Step:
 
 _STEP_CODE = """\
 from entropy_theory import entropy, policy_gradient_step
-from entropy_theory.covariance import covariance
+from entropy_theory.covariances import covariance
 change = policy_gradient_step(logits, reward, {step_size})
 print(covariance(logits.log_softmax(-1), change, logits.softmax(-1), -1), entropy(logits + change) - entropy(logits))
 """

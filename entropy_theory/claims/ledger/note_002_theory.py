@@ -15,7 +15,7 @@ from entropy_theory.claims.search import by_search
 from entropy_theory.claims.small import Problem
 from entropy_theory.claims.statement import Comparison
 from entropy_theory.claims.step import compare_first_order, measure, return_gradient
-from entropy_theory.covariance import covariance
+from entropy_theory.covariances import covariance
 from entropy_theory.softmax import finite_log_probs
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _between_states(pair: Pair) -> Counterexample:
     return Counterexample(
         f"state 1 {pair.first.text}, state 2 {pair.second.text}: E[A|s] = {means[0]:.3g} and {means[1]:.3g}; eq. 10 "
         f"has mean {score:.4g}, Theorem 2's covariance {theorem:.4g}, the rest is between the states",
-        "import torch\nfrom entropy_theory import theorem_2\nfrom entropy_theory.covariance import covariance\n"
+        "import torch\nfrom entropy_theory import theorem_2\nfrom entropy_theory.covariances import covariance\n"
         f"{lines}\n"
         "logp = torch.cat([z0.log_softmax(-1), z1.log_softmax(-1)])\n"
         "print(covariance(logp, torch.cat([a0, a1]), logp.exp() / 2, -1))\n"

@@ -119,7 +119,7 @@ def _doubled(problem: Problem) -> Counterexample:
         f"{problem.text}: Cov(pi, A) = {cov:.4g} and dH = {change:.4g} eta; with twice the advantage {2 * cov:.4g} and "
         f"{doubled:.4g} eta, where an inverse proportion would give {change / 2:.4g} eta",
         problem.code
-        + "from entropy_theory import theorem_1\nfrom entropy_theory.covariance import covariance\n"
+        + "from entropy_theory import theorem_1\nfrom entropy_theory.covariances import covariance\n"
         + "pi = logits.softmax(-1)\n"
         + "for r in (reward, 2 * reward):\n"
         + "    print(covariance(pi, r, pi, -1), theorem_1(logits, r, 1.0))\n",

@@ -203,7 +203,7 @@ def _projection(instance: Shared) -> Counterexample:
         "print(fisher_pseudo_inverse_product(logits, policy_gradient_step(logits, reward, 1.0)))\n"
         if feature is None
         else f"f = torch.tensor({[float(f) for f in feature]}, dtype=torch.float64)\n"
-        "from entropy_theory.covariance import covariance\n"
+        "from entropy_theory.covariances import covariance\n"
         "pi = logits.softmax(-1)\n"
         "print(f * covariance(f, reward, pi, -1) / covariance(f, f, pi, -1))\n"
     )

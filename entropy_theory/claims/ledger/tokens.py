@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entropy_theory.claims.claim import Context, SampledTokens
 from entropy_theory.claims.ledger.common import WORLD_NAMES
-from entropy_theory.covariance import centred_product, covariance
+from entropy_theory.covariances import centred_product, covariance
 from entropy_theory.measure import group_covariance
 from entropy_theory.records import map_tensors
 from entropy_theory.reduce import group_mean, lowest, token_fraction, token_mean, token_sum

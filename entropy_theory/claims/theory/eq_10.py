@@ -14,7 +14,7 @@ from entropy_theory.claims.statement import Comparison, States
 from entropy_theory.claims.theory.fifty import Policy, decimal, differ, fifty_digits, rewards
 from entropy_theory.claims.theory.mdp import shares
 from entropy_theory.claims.theory.over import agree, chunks, within
-from entropy_theory.covariance import covariance
+from entropy_theory.covariances import covariance
 from entropy_theory.enclosure import Enclosed, mean, policy
 from entropy_theory.enclosure import covariance as enclosed_covariance
 

@@ -9,7 +9,7 @@ from entropy_theory.claims.claim import Claim, Counterexample, Verdict
 from entropy_theory.claims.search import by_search
 from entropy_theory.control import Control
 from entropy_theory.controls import CONTROLS
-from entropy_theory.covariance import centred_product
+from entropy_theory.covariances import centred_product
 from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.records import Batch, Objective, map_tensors
 from entropy_theory.reduce import token_count

@@ -23,7 +23,7 @@ from entropy_theory.claims.statement import Comparison, States
 from entropy_theory.claims.theory.fifty import Policy, exceeds, fifty_digits, rewards
 from entropy_theory.claims.theory.over import at_most, entrywise, everywhere
 from entropy_theory.claims.theory.rare_action import only_first
-from entropy_theory.covariance import centred_product
+from entropy_theory.covariances import centred_product
 from entropy_theory.enclosure import Enclosed, policy
 from entropy_theory.reduce import lowest, token_fraction
 from entropy_theory.theorems import sampled_theorem_1

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_theory.covariance import centred_product, covariance
+from entropy_theory.covariances import centred_product, covariance
 
 
 def replicas(tensor, axes=2):
