@@ -23,7 +23,7 @@ def flint() -> ModuleType:
         return importlib.import_module("flint")
     except ModuleNotFoundError as absent:
         raise ModuleNotFoundError(
-            "ball arithmetic needs python-flint, which is not installed: pip install 'entropy-theory[test]'"
+            "ball arithmetic needs python-flint, which is not installed: pip install 'entropy-theory[certified]'"
         ) from absent
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from entropy_theory import claims, cli
 from entropy_theory.claims import search, verdict
 from entropy_theory.claims.claim import Counterexample
 from entropy_theory.claims.small import problems
+from entropy_theory.cli import check, judging
+from entropy_theory.cli.arguments import parse
 
 QUICK = claims.PROFILES["quick"]
 
@@ -133,10 +137,8 @@ def test_every_claim_is_complete():
 @pytest.fixture(scope="module")
 def judged():
     """Every claim of the quick profile; a module-wide fixture because it takes seconds."""
-    from entropy_theory.cli import check
-
-    chosen = check.make_context(check.CheckOptions(profile="quick"))
-    return claims.judge(claims.select([], chosen), chosen)
+    context = check.make_context(check.CheckOptions(profile="quick"))
+    return claims.judge(claims.select([], context), context)
 
 
 def test_every_verdict_is_the_one_on_record(judged):
@@ -243,3 +245,55 @@ def test_a_users_mistake_is_one_sentence(words, message, capsys):
     with contextlib.suppress(SystemExit):
         assert cli.main(["check", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_only_and_world_take_several_words_and_list_stands_alone():
+    options = check.CheckOptions
+    words = ["--only", "a", "b", "--list", "--world", "random", "llm", "--only", "c", "--seed", "3"]
+    parsed = parse("check", options, words, "")
+    assert parsed == options(list=True, only=("a", "b", "c"), world=("random", "llm"), seed=3)
+    assert parse("check", options, ["--certified", "True"], "").certified
+    with pytest.raises(SystemExit):
+        parse("check", options, ["--only"], "")
+
+
+def test_a_models_own_logits_are_judged(capsys):
+    model = Path(__file__).parent.parent / "llm/assets/tiny-qwen2"
+    assert cli.main(["check", "--model", str(model), "--only", "lemma_1", "theorem_2", "--profile", "quick"]) == 0
+    text = capsys.readouterr().out
+    assert text.count(" model ") == 2 and "all as recorded" in text and "random" not in text
+
+
+def test_a_model_that_is_none_is_refused_in_one_sentence(tmp_path, capsys):
+    assert cli.main(["check", "--model", str(tmp_path / "absent"), "--only", "lemma_1"]) == 2
+    error = capsys.readouterr().err
+    assert "absent" in error and "Traceback" not in error and error.count("\n") <= 2
+
+
+def test_certified_says_on_how_many_instances(capsys):
+    assert cli.main(["check", "--only", "theorem_1", "--world", "random", "--profile", "quick", "--certified"]) == 0
+    found = re.search(
+        r"Certified in ball arithmetic on (\d+) of (\d+) drawn", " ".join(capsys.readouterr().out.split())
+    )
+    assert found and found[1] == found[2] and int(found[1]) >= QUICK.examples
+
+
+def test_certified_without_flint_names_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "flint", None)
+    assert cli.main(["check", "--only", "theorem_1", "--certified"]) == 2
+    assert "pip install 'entropy-theory[certified]'" in capsys.readouterr().err
+
+
+def test_the_number_of_workers_changes_nothing():
+    # more claims than one process would take, all of them quick; the workers are real processes
+    ids = [id for id in claims.CLAIMS if claims.CLAIMS[id].places == ("random",)][: judging.ALONE + 1]
+    options = check.CheckOptions(profile="quick", world=("random",), only=tuple(ids))
+    chosen = claims.select(ids, check.make_context(options))
+    alone, shared = (judging.judge(chosen, replace(options, workers=n)) for n in (1, 2))
+    assert [j.claim.id for j in shared] == ids
+    assert [j.finding for j in alone] == [j.finding for j in shared]
+
+
+def test_the_committed_page_lists_every_claim_with_its_verdict():
+    page = (Path(__file__).parent.parent / "docs/claims.md").read_text()
+    assert re.findall(r"^### `(\w+)`: (.*)$", page, re.M) == [(c.id, str(c.recorded)) for c in claims.CLAIMS.values()]

@@ -27,7 +27,9 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["sim", "bandit", "--help"], ["sim", "cartpole", "--help"],
                                    ["llm", "train", "--help"], ["llm", "make-tiny", "--help"],
-                                   ["check", "--help"], ["reproduce", "--help"]])  # fmt: skip
+                                   ["check", "--help"], ["reproduce", "--help"],
+                                   ["study", "chaos", "--help"], ["study", "kernel", "--help"],
+                                   ["conformance", "--help"]])  # fmt: skip
 def test_help_needs_no_torch(words):
     code = (
         "import sys; from entropy_theory.cli import main\n"
@@ -42,7 +44,7 @@ def test_help_needs_no_torch(words):
 
 def test_help_names_every_command(capsys):
     _, text, _ = run(capsys, "--help")
-    for name in ("check", "sim bandit", "sim cartpole", "llm train", "llm make-tiny", "reproduce"):
+    for name in cli.COMMANDS:
         assert f"  {name} " in text
 
 
@@ -51,6 +53,36 @@ def test_controls_lists_every_control_with_defaults(capsys):
     assert status == 0
     for expected in ("kl_cov.fraction=0.002", "clip_cov.high=5.0", "nats", "needs:    entropy_grad", "2505.22617"):
         assert expected in text
+
+
+def test_conformance_lists_and_exports(tmp_path, capsys):
+    status, text, _ = run(capsys, "conformance", "--export", str(tmp_path / "golden"))
+    assert status == 0 and "micro_batches" in text
+    assert (tmp_path / "golden/index.json").exists() and len(list((tmp_path / "golden").glob("*.npz"))) == 9
+    status, _, error = run(capsys, "conformance", "--export", str(tmp_path / "golden"))
+    assert status == 2 and "is not empty; name a new one" in error
+
+
+def test_study_tokens_ends_in_tables_and_a_figure(tmp_path, capsys):
+    status, text, _ = run(capsys, "study", "tokens", "--seeds", "1", "--out", str(tmp_path / "s"))
+    assert status == 0
+    for world in ("bandit", "cartpole", "llm"):
+        assert f"\n{world} " in text
+    assert (tmp_path / "s/fig08_top_tokens.png").exists() and (tmp_path / "s/data/top_tokens.csv").exists()
+    status, _, error = run(capsys, "study", "tokens", "--out", str(tmp_path / "s"))
+    assert status == 2 and "is not empty" in error
+
+
+def test_study_chaos_resumes_and_ends_in_a_figure(tmp_path, capsys):
+    words = ["study", "chaos", "--seeds", "2", "--checkpoints", "2", "--temperatures", "2", "--updates", "40"]
+    words += ["--steps", "500", "--trajectories", "1", "--total-timesteps", "4096", "--out", str(tmp_path / "c")]
+    status, text, _ = run(capsys, *words)
+    assert status == 0 and "Spearman" in text and (tmp_path / "c/fig07_chaos.png").exists()
+    tables = [path.read_bytes() for path in sorted((tmp_path / "c/data").iterdir())]
+    assert run(capsys, *words)[0] == 0
+    assert [path.read_bytes() for path in sorted((tmp_path / "c/data").iterdir())] == tables
+    status, _, error = run(capsys, *words, "--arms", "5")
+    assert status == 2 and "arms" in error
 
 
 @pytest.mark.parametrize(

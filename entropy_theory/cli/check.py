@@ -57,11 +57,22 @@ def check(name: str, text: str, arguments: list[str]) -> int:
     from entropy_theory import claims
     from entropy_theory.cli.judging import judge
 
+    if options.certified:
+        _need_ball_arithmetic()
     chosen = claims.select(options.only, make_context(options))
     judged = judge(chosen, options)
     print(claims.table(judged))
     write(judged, options)
     return 0 if claims.agrees(judged) else 1
+
+
+def _need_ball_arithmetic() -> None:
+    from entropy_theory.balls import flint
+
+    try:
+        flint()
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--certified: {error}") from None
 
 
 def write(judged: list, options: CheckOptions) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from entropy_theory.cli.arguments import parse, with_out
 
@@ -61,35 +62,40 @@ class StudyOptions:
 def kernel(name: str, text: str, arguments: list[str]) -> int:
     """`entropy-theory study kernel`: one plain gradient step of two networks, by the logit kernel and without it."""
 
-    def writers() -> list[Callable[..., None]]:
+    def parts() -> Parts:
         from llm.kernel import write_tables as llm
+        from paper_figs import fig06_kernel
         from sims.kernel import write_tables as sims
 
-        return [sims, llm]
-
-    from paper_figs import fig06_kernel as figure
+        return Parts((sims, llm), fig06_kernel.draw)
 
     columns = ["world", "rollouts", "seed", "spread", "predicted", "correlation", "r_squared", "slope"]
-    return _study(name, text, arguments, writers, figure, "kernel_summary.csv", columns)
+    return _study(name, parse(name, StudyOptions, arguments, text), parts, "kernel_summary.csv", columns)
 
 
 def tokens(name: str, text: str, arguments: list[str]) -> int:
     """`entropy-theory study tokens`: which tokens the score of eq. 10 ranks first, in all three worlds."""
 
-    def writers() -> list[Callable[..., None]]:
+    def parts() -> Parts:
         from llm.selection import write_tables as llm
+        from paper_figs import fig08_top_tokens
         from sims.selection import write_tables as sims
 
-        return [sims, llm]
-
-    from paper_figs import fig08_top_tokens as figure
+        return Parts((sims, llm), fig08_top_tokens.draw)
 
     columns = ["world", "replica", "tokens", "fraction", "top_negative_share", "top_probability", "top_overlap"]
-    return _study(name, text, arguments, writers, figure, "top_tokens.csv", columns)
+    return _study(name, parse(name, StudyOptions, arguments, text), parts, "top_tokens.csv", columns)
 
 
-def _study(name: str, text: str, arguments: list[str], writers, figure, shown: str, columns: list[str]) -> int:
-    options = parse(name, StudyOptions, arguments, text)
+class Parts(NamedTuple):
+    """What a study runs: functions that write the rows of some worlds, and the function that draws them."""
+
+    writers: tuple[Callable[..., None], ...]
+    draw: Callable[[Path, Path], Path]
+
+
+def _study(name: str, options: StudyOptions, parts: Callable[[], Parts], shown: str, columns: list[str]) -> int:
+    """Write the tables of every world and draw them; `shown` is the table that is printed too."""
     out = options.out or Path("runs") / name.split()[-1]
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty; name a new folder, or delete that one")
@@ -98,13 +104,13 @@ def _study(name: str, text: str, arguments: list[str], writers, figure, shown: s
 
     data = out / "data"
     data.mkdir(parents=True)
-    write = writers()
-    with bar(len(write) * options.seeds, name, unit="seed") as progress:
-        for tables in write:
-            tables(data, options.seeds, tick=progress.update)
+    study = parts()
+    with bar(len(study.writers) * options.seeds, name, unit="seed") as progress:
+        for write in study.writers:
+            write(data, options.seeds, tick=progress.update)
     _table(columns, [[_short(row[c]) for c in columns] for row in read_csv(data / shown)])
     print("tables:  " + ", ".join(sorted(map(str, data.iterdir()))))
-    print(f"figure:  {figure.draw(data, out)}")
+    print(f"figure:  {study.draw(data, out)}")
     return 0
 
 

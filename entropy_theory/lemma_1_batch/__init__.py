@@ -82,7 +82,7 @@ def check_lemma_1(
         else is converted in small pieces, exactly.
       change: same shape, logits after minus before; masked entries are ignored whatever they hold. z + d is the
         exact sum: if d is the rounded difference of stored logits, the entropy of those after the step may differ
-        by another 2 ln K u max|d| (`remainder.first_order_effect`).
+        by another 2 N_K u max|d| (`remainder.first_order_effect`).
       threads: instances are split evenly over so many threads.
       engine: "numba", "numpy" or None for the faster one that is installed.
       out: [7, ...] float64 in C order to hold the results; made here if None.

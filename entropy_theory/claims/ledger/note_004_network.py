@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def _gradient_and_covariance(network: Network) -> tuple[Tensor, Tensor, Tensor]:
     """dH / d theta by autograd and -Cov_pi(log pi, dz / d theta_j), [parameters] each, and a bound on their rounding.
 
-    sum |dH/dz| <= E|c| <= 2 ln K carries the error of a derivative, as does the covariance.
+    sum |dH/dz| <= E|c| <= 2 N_K carries the error of a derivative, as does the covariance.
     """
     theta = network.parameters.requires_grad_()
     (gradient,) = torch.autograd.grad(entropy(network.logits(theta)), theta)

@@ -107,7 +107,7 @@ def _entropy_change(states: States) -> Enclosed:
     step = measure(states.logits, states.logits + states.change)
     away = torch.where(torch.isfinite(states.logits), (step.change - states.change).abs(), 0.0).amax(-1)
     away = away * (1 + 1e-9) + step.change_error
-    # entropy moves by at most E_t|c| |e| <= 2 ln K |e| along the way between the two
+    # entropy moves by at most E_t|c| |e| <= 2 N_K |e| along the way between the two
     effect = remainder.first_order_effect(away, states.logits.shape[-1])
     return Enclosed(step.entropy_change, step.rounding + effect)
 
