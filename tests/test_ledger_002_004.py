@@ -462,7 +462,7 @@ def test_the_exact_natural_step_is_that_of_the_pseudo_inverse(instance):
     assert torch.allclose(found, wanted, rtol=1e-11, atol=1e-11)
 
 
-@given(problem=note_004.one_state(2, 4), action=st.integers(0, 1))
+@given(problem=note_004.problems(2, 4), action=st.integers(0, 1))
 def test_the_exact_score_is_that_of_the_pseudo_inverse(problem, action):
     found = torch.tensor([float(x) for x in note_004._natural_score(problem, action)], dtype=torch.float64)
     one = torch.eye(len(problem.weights), dtype=torch.float64)[action]

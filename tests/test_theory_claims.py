@@ -258,15 +258,15 @@ def test_top_tokens_reports_what_the_score_selects():
     # mean log pi = -1, mean A = 0: scores 3, 0 x 8, 1; the top 20 % are the rare punished and the likely good token
     logp = [-4.0] + [-0.75] * 8 + [0.0]
     a = [-1.0] + [0.0] * 8 + [1.0]
-    found = top_tokens.top(tokens(logp, a), 0.2)
-    assert found.tokens == 2 and found.negative == 0.5
-    assert found.probability == pytest.approx((torch.tensor(-4.0).exp().item() + 1) / 2, rel=1e-6)
-    # exact falls: -1 (e^-4 (-3.5) - 0.1) = 0.164 and 1 (0.5 - 0.1) = 0.4, all others 0
-    assert found.overlap == 1.0
     world = claims.World(minibatch=lambda: tokens(logp, a))
     finding = BY_ID["top_tokens"].judge(claims.Context(FEW, 0, {"bandit": world}))
-    assert finding.verdict == Verdict.EMPIRICAL and finding.numbers["bandit_negative_0.2"] == 0.5
-    assert finding.figure == "fig04_selected_tokens.png"
+    assert finding.verdict == Verdict.EMPIRICAL and finding.figure == "fig08_top_tokens.png"
+    assert "top 20.0% (2 tokens) 50% with A < 0" in finding.evidence
+    assert finding.numbers["bandit_top_negative_share_0.2"] == 0.5
+    probability = (torch.tensor(-4.0).exp().item() + 1) / 2
+    assert finding.numbers["bandit_top_probability_0.2"] == pytest.approx(probability, rel=1e-6)
+    # exact falls: -1 (e^-4 (-3.5) - 0.1) = 0.164 and 1 (0.5 - 0.1) = 0.4, all others 0
+    assert finding.numbers["bandit_top_overlap_0.2"] == 1.0
 
 
 def test_kernel_worlds_reports_both_predictions():

@@ -59,17 +59,19 @@ class Problem(NamedTuple):
         )
 
 
+def column(count: int, low: int, high: int) -> "SearchStrategy[tuple[int, ...]]":
+    """`count` whole numbers from low to high."""
+    from hypothesis import strategies as st
+
+    return st.tuples(*[st.integers(low, high)] * count)
+
+
 def problems(
     smallest: int = 2, largest: int = 4, lowest: int = 0, highest: int = 10, weight: int = LARGEST_WEIGHT
 ) -> "SearchStrategy[Problem]":
     """Problems of `smallest` to `largest` actions with rewards from `lowest` to `highest` tenths."""
     from hypothesis import strategies as st
 
-    def of(actions: int) -> "SearchStrategy[Problem]":
-        def column(low: int, high: int) -> "SearchStrategy[tuple[int, ...]]":
-            return st.tuples(*[st.integers(low, high)] * actions)
-
-        return st.builds(Problem, column(1, weight), column(lowest, highest))
-
     # made once for each size: `flatmap` and lists would be made anew for each instance
-    return st.one_of(*(of(actions) for actions in range(smallest, largest + 1)))
+    sizes = range(smallest, largest + 1)
+    return st.one_of(*(st.builds(Problem, column(n, 1, weight), column(n, lowest, highest)) for n in sizes))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory import remainder
-from entropy_theory.claims.ledger.columns import column
+from entropy_theory.claims.small import column
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from entropy_theory.claims.claim import Context, Counterexample, Verdict
-from entropy_theory.claims.ledger.columns import column
 from entropy_theory.claims.ledger.common import Measured, noted, quoted
 from entropy_theory.claims.ledger.evidence import all_of, also
 from entropy_theory.claims.published import CUI_RUNS, TABLE_1
 from entropy_theory.claims.search import by_search
+from entropy_theory.claims.small import column
 from entropy_theory.control import Control
 from entropy_theory.controls.clip_cov import clip_cov
 from entropy_theory.controls.kl_cov import kl_cov

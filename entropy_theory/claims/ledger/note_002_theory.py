@@ -8,11 +8,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from entropy_theory import remainder, theorems
 from entropy_theory.claims.claim import Counterexample, Verdict
-from entropy_theory.claims.ledger.columns import column, one_state
 from entropy_theory.claims.ledger.common import mean_rounding, noted
 from entropy_theory.claims.ledger.evidence import also, remark
 from entropy_theory.claims.search import by_search
-from entropy_theory.claims.small import Problem
+from entropy_theory.claims.small import Problem, column, problems
 from entropy_theory.claims.statement import Comparison
 from entropy_theory.claims.step import compare_first_order, measure, return_gradient
 from entropy_theory.covariances import covariance
@@ -190,7 +189,7 @@ def pairs(centred: bool) -> "SearchStrategy[Pair]":
     """Two small problems with the advantage centred per state or not."""
     from hypothesis import strategies as st
 
-    return st.builds(Pair, one_state(2, 3), one_state(2, 3), st.just(centred))
+    return st.builds(Pair, problems(2, 3), problems(2, 3), st.just(centred))
 
 
 def _score_and_theorem(pair: Pair) -> tuple[Tensor, Tensor]:
@@ -243,7 +242,7 @@ THEORY_002 = (
         "z_new - z = -eta grad_z J, which for a tabular softmax is eta pi A.",
         Verdict.REFUTED,
         also(
-            by_search(lambda: one_state(2, 4), _descends, _sign_of_step),
+            by_search(lambda: problems(2, 4), _descends, _sign_of_step),
             remark(
                 "The sign is copied from section 3.2 of the paper (its appendix E has +). The second formula also "
                 "needs E_pi A = 0, an exact expectation and one state."
@@ -256,7 +255,7 @@ THEORY_002 = (
         "Lemma 1: to first order H(z + dz) - H(z) = -Cov_pi(log pi, dz).",
         Verdict.HOLDS,
         also(
-            by_search(lambda: one_state(2, 4, -20, 20), _misses_lemma_1, _miss),
+            by_search(lambda: problems(2, 4, -20, 20), _misses_lemma_1, _miss),
             remark(
                 "Judged against the proved remainder bound. Two slips of the pen in the note are left aside: the index "
                 "of the softmax denominator (s' for a') and a limit of theta where its maximum is meant."
@@ -269,7 +268,7 @@ THEORY_002 = (
         "In policy-gradient methods the change of a logit is proportional to its advantage.",
         Verdict.REFUTED,
         also(
-            by_search(lambda: one_state(2, 4), _not_along_advantage, _two_steps),
+            by_search(lambda: problems(2, 4), _not_along_advantage, _two_steps),
             remark("The plain gradient gives pi A, the natural gradient A."),
         ),
     ),

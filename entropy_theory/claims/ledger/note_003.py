@@ -9,7 +9,6 @@ from torch import Tensor
 
 from entropy_theory import remainder, theorems
 from entropy_theory.claims.claim import ALL_WORLDS, Context, Counterexample, Finding, Verdict
-from entropy_theory.claims.ledger.columns import column, one_state
 from entropy_theory.claims.ledger.common import WORLD_NAMES, Measured, empirical, mean_rounding, noted, quoted, rows
 from entropy_theory.claims.ledger.evidence import all_of, also, remark
 from entropy_theory.claims.ledger.note_002 import reward, reward_rounding
@@ -19,7 +18,7 @@ from entropy_theory.claims.ledger.tokens import minibatches, share_by_entropy
 from entropy_theory.claims.places import RANDOM
 from entropy_theory.claims.published import CUI_RUNS, EIGHTY_TWENTY
 from entropy_theory.claims.search import by_search, smallest
-from entropy_theory.claims.small import Problem
+from entropy_theory.claims.small import Problem, column, problems
 from entropy_theory.softmax import entropy, finite_log_probs
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def _same_sign(problem: Problem) -> bool:
 
 def _even_with_a_minus(context: Context) -> Measured | None:
     """The reading meant, dH = -k Cov(pi, A): a policy where both are positive."""
-    search = smallest(one_state(3, 4), _same_sign, context)
+    search = smallest(problems(3, 4), _same_sign, context)
     if search.found is None:
         return None
     cov, change = float(_exact_covariance(search.found)), _change(search.found)
@@ -315,7 +314,7 @@ NOTE_003 = (
         51,
         "The entropy change is inversely proportional to the covariance of action probability and advantage.",
         Verdict.REFUTED,
-        also(by_search(lambda: one_state(2, 4), _not_inverse, _doubled), _even_with_a_minus),
+        also(by_search(lambda: problems(2, 4), _not_inverse, _doubled), _even_with_a_minus),
     ),
     noted(
         "003",

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from entropy_theory import remainder, theorems
 from entropy_theory.claims.claim import ALL_WORLDS, Context, Counterexample, Verdict
-from entropy_theory.claims.ledger.columns import column, one_state
 from entropy_theory.claims.ledger.common import Measured, empirical, entropy_change_rounding, noted
 from entropy_theory.claims.ledger.evidence import also, remark
 from entropy_theory.claims.ledger.note_002_runs import NOT_THE_SCALE, signs
@@ -18,7 +17,7 @@ from entropy_theory.claims.ledger.tokens import correlation, minibatches, score
 from entropy_theory.claims.places import RANDOM
 from entropy_theory.claims.published import TABLE_1
 from entropy_theory.claims.search import by_search
-from entropy_theory.claims.small import Problem
+from entropy_theory.claims.small import Problem, column, problems
 from entropy_theory.softmax import entropy
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def steps(small: bool) -> "SearchStrategy[Step]":
     """Steps of size 1 to 20, or of 0.1 to 0.9 of the largest small one."""
     from hypothesis import strategies as st
 
-    return st.builds(Step, one_state(2, 4), st.integers(1, 9 if small else 20), st.just(small))
+    return st.builds(Step, problems(2, 4), st.integers(1, 9 if small else 20), st.just(small))
 
 
 def _wrong_sign(step: Step) -> bool:
@@ -153,7 +152,7 @@ def gradients(natural: bool) -> "SearchStrategy[Gradient]":
     """Problems of 3 or 4 actions (with 2 actions both gradients point the same way)."""
     from hypothesis import strategies as st
 
-    return st.builds(Gradient, one_state(3, 4), st.just(natural))
+    return st.builds(Gradient, problems(3, 4), st.just(natural))
 
 
 def rivals() -> "SearchStrategy[Gradient]":
@@ -240,7 +239,7 @@ TABLES_004 = (
         "F^-1 grad log pi(a|s) is approximately the advantage.",
         Verdict.REFUTED,
         also(
-            by_search(lambda: one_state(2, 4), _not_the_advantage, _scores),
+            by_search(lambda: problems(2, 4), _not_the_advantage, _scores),
             remark(
                 "F^+ grad log pi(a) is e_a / pi_a and F^+ grad J is A, both up to a constant. F itself is singular "
                 "(F 1 = 0), so it takes the pseudo-inverse."

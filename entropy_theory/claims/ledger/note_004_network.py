@@ -8,7 +8,6 @@ from torch import Tensor
 
 from entropy_theory import remainder, theorems
 from entropy_theory.claims.claim import Counterexample, Verdict
-from entropy_theory.claims.ledger.columns import column, one_state
 from entropy_theory.claims.ledger.common import noted
 from entropy_theory.claims.ledger.evidence import also, remark
 from entropy_theory.claims.ledger.network import (
@@ -20,7 +19,7 @@ from entropy_theory.claims.ledger.network import (
     slope_bound,
 )
 from entropy_theory.claims.search import by_search
-from entropy_theory.claims.small import Problem
+from entropy_theory.claims.small import Problem, column, problems
 from entropy_theory.claims.step import compare_first_order, measure
 from entropy_theory.softmax import entropy
 
@@ -157,7 +156,7 @@ def shared(tabular: bool) -> "SearchStrategy[Shared]":
     from hypothesis import strategies as st
 
     def of(count: int) -> "SearchStrategy[Shared]":
-        return st.builds(Shared, one_state(count, count), st.none() if tabular else column(count, -3, 3))
+        return st.builds(Shared, problems(count, count), st.none() if tabular else column(count, -3, 3))
 
     return st.one_of(*[of(count) for count in (2, 3, 4)])
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from entropy_theory import remainder, theorems
-from entropy_theory.claims.ledger.columns import column, one_state
 from entropy_theory.claims.ledger.common import mean_rounding
-from entropy_theory.claims.small import Problem
+from entropy_theory.claims.small import Problem, column, problems
 from entropy_theory.softmax import entropy
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def trees() -> "SearchStrategy[Tree]":
     """Trees whose second decisions have 2 or 3 actions."""
     from hypothesis import strategies as st
 
-    leaf = one_state(2, 3)
+    leaf = problems(2, 3)
     return st.builds(Tree, column(2, 1, 20), leaf, leaf)
 
 

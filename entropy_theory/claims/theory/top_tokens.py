@@ -7,16 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from entropy_theory.claims.claim import (
-    ALL_WORLDS,
-    ANYWHERE,
-    Claim,
-    Context,
-    Counterexample,
-    Finding,
-    SampledTokens,
-    Verdict,
-)
+from entropy_theory.claims.claim import ALL_WORLDS, ANYWHERE, Claim, Context, Counterexample, Finding, Verdict
 from entropy_theory.claims.search import by_search
 from entropy_theory.claims.small import Problem, problems
 from entropy_theory.claims.statement import Comparison, States
@@ -25,34 +16,11 @@ from entropy_theory.claims.theory.over import at_most, entrywise, everywhere
 from entropy_theory.claims.theory.rare_action import only_first
 from entropy_theory.covariances import centred_product
 from entropy_theory.enclosure import Enclosed, policy
-from entropy_theory.reduce import lowest, token_fraction
-from entropy_theory.theorems import sampled_theorem_1
+from entropy_theory.measure import top_tokens
+from entropy_theory.reduce import token_fraction
 
 FRACTIONS = (0.002, 0.02, 0.2)
 ZERO = Decimal(0)
-
-
-class Top(NamedTuple):
-    """The top fraction of a minibatch's tokens by score: how many, share with A < 0, mean probability, and the share
-    of them that is also in the top fraction by the exact fall of entropy."""
-
-    tokens: int
-    negative: float
-    probability: float
-    overlap: float
-
-
-def top(sampled: SampledTokens, fraction: float) -> Top:
-    """The tokens that KL-Cov would select, replica by replica."""
-    batch = sampled.batch
-    mask, count = batch.mask, token_fraction(batch.mask, fraction)
-    score = centred_product(batch.logp, batch.advantage, mask)
-    chosen = lowest(-score, mask, count)
-    effect = sampled_theorem_1(batch.logp, batch.entropy, sampled.collision, batch.advantage)
-    both = chosen & lowest(effect, mask, count)
-    negative, probability = batch.advantage[chosen] < 0, batch.logp[chosen].exp()
-    share = float(both.sum() / chosen.sum())
-    return Top(int(chosen.sum()), float(negative.double().mean()), float(probability.double().mean()), share)
 
 
 def judge_top(context: Context) -> Finding:
@@ -63,18 +31,19 @@ def judge_top(context: Context) -> Finding:
             continue
         cells = []
         for fraction in FRACTIONS:
-            found = top(sampled, fraction)
-            numbers |= {f"{name}_{key}_{fraction:g}": float(value) for key, value in found._asdict().items()}
+            tokens = int(token_fraction(sampled.batch.mask, fraction).sum())
+            found = {key: float(x.mean()) for key, x in top_tokens(*sampled, fraction).items()}
+            numbers |= {f"{name}_{key}_{fraction:g}": value for key, value in found.items()}
             cells.append(
-                f"top {fraction:.1%} ({found.tokens} tokens) {found.negative:.0%} with A < 0, mean probability "
-                f"{found.probability:.2g}, {found.overlap:.0%} also at the top by exact effect"
+                f"top {fraction:.1%} ({tokens} tokens) {found['top_negative_share']:.0%} with A < 0, mean probability "
+                f"{found['top_probability']:.2g}, {found['top_overlap']:.0%} also at the top by exact effect"
             )
         valid = sampled.batch.mask
         average = float(sampled.batch.logp[valid].exp().double().mean())
         parts.append(f"{name}: {'; '.join(cells)} (all tokens: mean probability {average:.2g})")
     if not parts:
         return Finding(Verdict.EMPIRICAL, "Not measured in this check: it takes sampled tokens of a world's rollout.")
-    return Finding(Verdict.EMPIRICAL, f"{'. '.join(parts)}.", numbers, figure="fig04_selected_tokens.png")
+    return Finding(Verdict.EMPIRICAL, f"{'. '.join(parts)}.", numbers, figure="fig08_top_tokens.png")
 
 
 def check_likely(states: States) -> Comparison:
