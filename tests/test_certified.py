@@ -148,5 +148,5 @@ def test_without_flint_the_line_that_installs_it_is_named(monkeypatch):
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'entropy-theory\[test\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'entropy-theory\[certified\]'"):
         certify.certify([0.0, 1.0], [0.0, 1.0], [0.0, 1.0])
