@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -297,3 +299,16 @@ def test_the_number_of_workers_changes_nothing():
 def test_the_committed_page_lists_every_claim_with_its_verdict():
     page = (Path(__file__).parent.parent / "docs/claims.md").read_text()
     assert re.findall(r"^### `(\w+)`: (.*)$", page, re.M) == [(c.id, str(c.recorded)) for c in claims.CLAIMS.values()]
+
+
+def test_an_interrupted_check_ends_at_once_and_in_one_line():
+    command = [sys.executable, "-m", "entropy_theory.cli", "check", "--profile", "quick", "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=6)
+    assert process.poll() is None  # the workers are at work, or on their way
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted" in error and "Traceback" not in error

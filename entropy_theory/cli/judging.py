@@ -44,8 +44,7 @@ def _shared_out(chosen: list[claims.Claim], options: CheckOptions, workers: int,
         try:
             found = _follow(futures, ticks, show)
         except BaseException:
-            for future in futures:
-                future.cancel()
+            # futures are not cancelled: the thread of the pool would fail on those when it ends them
             for process in list(pool._processes.values()):
                 process.terminate()
             raise

@@ -81,8 +81,7 @@ def run_jobs(todo: list[Job], options: ReproduceOptions) -> list[str]:
                 futures[pool.submit(_train, index, job)] = f"{job.world} {job.control} ({job.folder})"
             return _follow(futures, ticks, waiting, progress)
         except BaseException:
-            for future in futures:
-                future.cancel()
+            # futures are not cancelled: the thread of the pool would fail on those when it ends them
             for process in list(pool._processes.values()):
                 process.terminate()
             raise
