@@ -138,6 +138,7 @@ def inputs(numbers: int, actions: int) -> Inputs:
 
 
 def seconds(run: Callable, data: Inputs, threads: int) -> float:
+    """Wall time of one run."""
     start = time.perf_counter()
     run(*data, threads)
     return time.perf_counter() - start
@@ -189,6 +190,7 @@ def memory(name: str, numbers: int, actions: int, threads: int) -> int:
 
 
 def table(runs: dict[str, Callable], numbers: int, actions: int, threads: int) -> None:
+    """Print one line per contender for one number of actions."""
     data = inputs(numbers, actions)
     size = 2 * data[0].nbytes
     print(f"\nN = {len(data[0]):,}, K = {actions}; inputs {size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}")
@@ -204,6 +206,7 @@ def table(runs: dict[str, Callable], numbers: int, actions: int, threads: int) -
 
 
 def main() -> None:
+    """The tables, or with --memory one contender's memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--numbers", type=int, default=10_000_000, help="N K, logits in all")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and of check_lemma_1")

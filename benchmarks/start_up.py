@@ -31,6 +31,7 @@ def run(words: tuple[str, ...]) -> tuple[float, float, float, int]:
 
 
 def main() -> None:
+    """Run each command several times and print a line for it."""
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     print(f"{'entropy-theory ...':26}{'wall s':>8}{'worst':>8}{'CPU s':>8}{'peak MB':>9}{'wanted s':>10}{'exit':>6}")
     for words, (runs, wanted) in COMMANDS.items():
