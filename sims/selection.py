@@ -8,10 +8,12 @@ from torch import Tensor
 
 from entropy_theory.decomposition import Parts, part_rows, point_rows, top_rows, within_between
 from entropy_theory.records import Batch
-from entropy_theory.softmax import collision, finite_log_probs
+from entropy_theory.softmax import collision
 from entropy_theory.tables import replace_rows
 from sims import bandit, cartpole
 from sims.bandit_config import BanditConfig
+from sims.bandit_problem import make_problem
+from sims.bandit_rollout import make_batch, pull
 from sims.cartpole_config import CartPoleConfig
 from sims.networks import actor
 from sims.trained import cartpole_rollout, states_after
@@ -28,17 +30,15 @@ def bandit_minibatch(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: int 
     Returns: (batch [seeds, 32 * pulls, 1], Cov_pi(log pi, pi) at each pull). A row's group is its bandit.
     """
     config = BanditConfig(seeds=seeds, problems=32, seed=seed)
-    problem = bandit.make_problem(config)
-    logits = problem.logits
+    problem = make_problem(config)
+    logits = problem.parameters
     if rollouts:
-        logits = states_after(bandit.train, config, [rollouts])[rollouts]["logits"]
-    rollout = bandit.pull(config, problem, logits, rollouts)
-    old_logp = finite_log_probs(logits)[0].gather(-1, rollout.arm).unsqueeze(-1)
-    pulls = bandit.make_batch(logits, rollout, old_logp)  # [seeds, problems, pulls, 1]
+        logits = states_after(bandit.train, config, [rollouts])[rollouts]["parameters"]
+    pulls = make_batch(logits, pull(config, problem, logits, rollouts))  # [seeds, problems, pulls, 1]
     group = torch.arange(config.problems)[:, None].expand(-1, config.samples)
     tokens = {name: getattr(pulls, name).flatten(1, 2) for name in ("logp", "old_logp", "advantage", "mask", "entropy")}
     batch = Batch(**tokens, outcome=pulls.outcome.flatten(1, 2), group=group.expand_as(pulls.group).flatten(1, 2))
-    return batch, collision(logits)[..., None, None].expand_as(pulls.logp).flatten(1, 2)
+    return batch, collision(logits).unsqueeze(-1).expand_as(pulls.logp).flatten(1, 2)
 
 
 def cartpole_minibatch(seed: int = 0, rollouts: int = CARTPOLE_ROLLOUTS, seeds: int = 2) -> tuple[Batch, Tensor]:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from entropy_theory.controls import build
-from entropy_theory.records import Objective
 from entropy_theory.runs import Run, read_metrics
 from sims import bandit
 from sims.bandit_config import BanditConfig
+from sims.bandit_problem import make_problem
+from sims.bandit_rollout import ROLLOUTS, Rollout, pull
+from sims.bandit_update import step_parameters
 
 SMALL = BanditConfig(seeds=3, problems=2, arms=4, samples=16, updates_per_rollout=3, rollouts=6)
 U = torch.finfo(torch.float64).eps / 2
@@ -22,16 +24,19 @@ def run(config: BanditConfig, folder) -> list[dict]:
     return read_metrics(folder)
 
 
-def first_step(config: BanditConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits before and after the first update of a run, mean rewards, and the step's advantage."""
-    problem = bandit.make_problem(config)
-    rollout = bandit.ROLLOUTS[config.gradient](config, problem, problem.logits, 0)
-    old_logp = problem.logits.log_softmax(-1).gather(-1, rollout.arm).unsqueeze(-1)
-    batch = bandit.make_batch(problem.logits, rollout, old_logp)
-    objective = Objective.from_batch(batch, weight=rollout.weight.unsqueeze(-1))
-    temperature = torch.ones(problem.logits.shape[:-1], dtype=torch.float64)
-    after = bandit.step_logits(config, build("none", {}), problem.logits, temperature, rollout, batch, objective)
-    return problem.logits, after, problem.reward, rollout
+def first_step(config: BanditConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rollout]:
+    """Logits before and after the first update of a run and mean rewards, [seeds, problems, arms]; and the rollout."""
+    problem = make_problem(config)
+    rollout = ROLLOUTS[config.gradient](config, problem, problem.parameters, 0)
+    update = step(config, problem, rollout, problem.parameters)
+    return problem.parameters.squeeze(2), update.after.squeeze(2), problem.reward.squeeze(2), rollout
+
+
+def step(config, problem, rollout, parameters, control=None):
+    """One update, with the plain objective unless a control is given."""
+    control = control or build("none", {})
+    ones = torch.ones(problem.key.shape, dtype=torch.float64)
+    return step_parameters(config, control, problem, parameters, ones, rollout, control.init(ones))
 
 
 def closed_form(reward: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +63,8 @@ def test_sampled_gradient_is_the_mean_of_single_sample_steps():
     probability, _ = closed_form(np.zeros(before.shape), before.numpy())
     for index in np.ndindex(*before.shape[:-1]):
         change = np.zeros(SMALL.arms)
-        for arm, advantage in zip(rollout.arm[index].tolist(), rollout.advantage[index].tolist(), strict=True):
+        pulls = rollout.arm[index].flatten().tolist(), rollout.advantage[index].flatten().tolist()
+        for arm, advantage in zip(*pulls, strict=True):
             change += advantage * (np.eye(SMALL.arms)[arm] - probability[index])
         change *= SMALL.step_size / SMALL.samples
         np.testing.assert_allclose((after - before)[index].numpy(), change, rtol=0, atol=200 * U)
@@ -66,16 +72,17 @@ def test_sampled_gradient_is_the_mean_of_single_sample_steps():
 
 def test_pulls_follow_the_policy():
     config = BanditConfig(seeds=1, problems=2, arms=3, samples=200_000)
-    problem = bandit.make_problem(config)
-    rollout = bandit.pull(config, problem, problem.logits, 0)
-    probability, _ = closed_form(problem.reward.numpy(), problem.logits.numpy())
+    problem = make_problem(config)
+    rollout = pull(config, problem, problem.parameters, 0)
+    mean_reward = problem.reward.squeeze(2)
+    probability, _ = closed_form(mean_reward.numpy(), problem.parameters.squeeze(2).numpy())
     for p in range(2):
-        count = np.bincount(rollout.arm[0, p].numpy(), minlength=3) / config.samples
+        count = np.bincount(rollout.arm[0, p, :, 0].numpy(), minlength=3) / config.samples
         # five standard errors of a proportion
         assert (abs(count - probability[0, p]) < 5 * np.sqrt(probability[0, p] / config.samples)).all()
         for arm in range(3):
-            mean = rollout.reward[0, p][rollout.arm[0, p] == arm].mean().item()
-            assert abs(mean - problem.reward[0, p, arm].item()) < 5 * 0.5 / np.sqrt(count[arm] * config.samples)
+            mean = rollout.reward[0, p][rollout.arm[0, p, :, 0] == arm].mean().item()
+            assert abs(mean - mean_reward[0, p, arm].item()) < 5 * 0.5 / np.sqrt(count[arm] * config.samples)
 
 
 def test_tabular_step_is_what_theorem_1_sums_up_to(tmp_path):
@@ -127,20 +134,14 @@ def test_resume_after_a_kill_is_bit_equal(tmp_path, control):
 @pytest.mark.parametrize(("control", "settings"), [("kl_cov", {"kl_cov.fraction": 0.3}), ("clip_higher", {})])
 def test_nothing_on_the_first_update_something_on_a_stale_one(control, settings):
     config = dataclasses.replace(SMALL, step_size=3.0)
-    problem = bandit.make_problem(config)
-    rollout = bandit.pull(config, problem, problem.logits, 0)
-    old_logp = problem.logits.log_softmax(-1).gather(-1, rollout.arm).unsqueeze(-1)
-    temperature = torch.ones(problem.logits.shape[:-1], dtype=torch.float64)
-
-    def step(name, chosen, logits):
-        part = build(name, chosen)
-        batch = bandit.make_batch(logits, rollout, old_logp)
-        objective = part.edit(Objective.from_batch(batch), batch, part.init(temperature))
-        return bandit.step_logits(config, part, logits, temperature, rollout, batch, objective)
-
-    fresh = step("none", {}, problem.logits)
-    assert torch.equal(step(control, settings, problem.logits), fresh)
-    assert not torch.equal(step(control, settings, fresh), step("none", {}, fresh))
+    problem = make_problem(config)
+    rollout = pull(config, problem, problem.parameters, 0)
+    part = build(control, settings)
+    fresh = step(config, problem, rollout, problem.parameters).after
+    assert torch.equal(step(config, problem, rollout, problem.parameters, part).after, fresh)
+    assert not torch.equal(
+        step(config, problem, rollout, fresh, part).after, step(config, problem, rollout, fresh).after
+    )
 
 
 def test_entropy_collapses_without_control_and_less_with_kl_cov(tmp_path):

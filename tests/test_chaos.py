@@ -178,8 +178,8 @@ def test_states_are_those_of_the_run_and_can_be_gone_on_from():
     config = BanditConfig(seeds=2, problems=2, rollouts=6)
     straight = states_after(bandit.train, config, [2, 5])
     onwards = states_after(bandit.train, config, [5], start=straight[2])
-    assert torch.equal(straight[5]["logits"], onwards[5]["logits"])
-    assert not torch.equal(straight[2]["logits"], straight[5]["logits"])
+    assert torch.equal(straight[5]["parameters"], onwards[5]["parameters"])
+    assert not torch.equal(straight[2]["parameters"], straight[5]["parameters"])
     cart = CartPoleConfig(seeds=1, total_timesteps=4 * 512)
     networks = [states_after(cartpole.train, cart, [3], start)[3]["networks"] for start in (None, None)]
     networks.append(states_after(cartpole.train, cart, [3], states_after(cartpole.train, cart, [1])[1])[3]["networks"])

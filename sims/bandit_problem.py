@@ -1,0 +1,156 @@
+"""The families of bandits, all of one form: a finite tree of states, some of whose arms end the episode.
+
+K-armed bandits have one state, contextual ones many in which every arm ends; a tree of tokens has one start and one
+state for each sequence that can still go on. A reward is paid at the end only.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from entropy_theory.draw import uniform
+from sims.bandit_config import BanditConfig
+
+
+class Problem(NamedTuple):
+    """One bandit for each seed and problem, E = [seeds, problems].
+
+    reward:     [E, states, arms], expected reward of ending by this arm, in [0, 1]; 0 where the episode goes on
+    parameters: what is learned, at the start: logits [E, states, arms], or weights [E, features]
+    features:   [E, states, arms, features] with logits = features . weights; None where the logits are learned
+    key:        [E], of the random draws
+    child:      [states, arms] int64, the next state, always of a larger number, or -1 where the episode ends
+    start:      [states], distribution of the first state
+    depth:      arms of the longest episode
+    """
+
+    reward: Tensor
+    parameters: Tensor
+    features: Tensor | None
+    key: Tensor
+    child: Tensor
+    start: Tensor
+    depth: int
+
+    def part(self, chosen: slice) -> "Problem":
+        """Some of the seeds."""
+        features = None if self.features is None else self.features[chosen]
+        return self._replace(
+            reward=self.reward[chosen], parameters=self.parameters[chosen], key=self.key[chosen], features=features
+        )
+
+
+def logits_of(problem: Problem, parameters: Tensor) -> Tensor:
+    """Logits [E, states, arms] of the policy with these parameters."""
+    if problem.features is None:
+        return parameters
+    # not a matrix product: its rounding may depend on how many replicas are multiplied at once
+    return (problem.features * parameters[..., None, None, :]).sum(-1)
+
+
+class Drawn(NamedTuple):
+    """What a family chooses, one for each problem: rewards, and the logits at the start or None, [problems, cells]."""
+
+    reward: Tensor
+    logits: Tensor | None
+
+
+# numbers of the draws that make a problem; pulls count from 0
+_REWARDS, _LOGITS, _FEATURES = -1, -2, -3
+
+
+def _uniform(config: BanditConfig, which: int, count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each problem."""
+    problem = torch.arange(config.problems)
+    return uniform(problem, torch.full_like(problem, which), count)
+
+
+def _normal(config: BanditConfig, which: int, count: int) -> Tensor:
+    return torch.special.ndtri(_uniform(config, which, count).clamp(min=2.0**-53))
+
+
+def random_arms(config: BanditConfig) -> Drawn:
+    """Rewards uniform in [0, 1], logits normal; also contexts and trees, which differ in what an arm leads to."""
+    logits = None if config.features else config.prior_scale * _normal(config, _LOGITS, config.cells)
+    return Drawn(_uniform(config, _REWARDS, config.cells), logits)
+
+
+def _prescribed(config: BanditConfig, best: float, likely: float, others: tuple[float, float], share: float) -> Drawn:
+    """Arm 0 the best and rare, arm 1 the likely one with `share` of what is left; the others uniform in `others`."""
+    low, high = others
+    rest = low + (high - low) * _uniform(config, _REWARDS, config.arms - 2)
+    reward = torch.cat([torch.tensor([best, likely], dtype=rest.dtype).expand(len(rest), 2), rest], -1)
+    left = 1 - config.rare_probability
+    spread = (config.prior_scale * _normal(config, _LOGITS, config.arms - 2)).log_softmax(-1)
+    known = torch.tensor([config.rare_probability, left * share], dtype=rest.dtype).log()
+    other = spread + torch.log(torch.tensor(left * (1 - share), dtype=rest.dtype))
+    return Drawn(reward, torch.cat([known.expand(len(rest), 2), other], -1))
+
+
+def rare_good_arm(config: BanditConfig) -> Drawn:
+    r"""A confident policy that is wrong: nearly all probability on a poor arm, the good arm rare.
+
+    Reward 0.9 for the good arm, 0.2 for the likely one (0.9 of what the good arm leaves), 0.1 to 0.3 for the others.
+    Lemma 1's covariance of log pi and its change is negative here: what rises is the good arm, whose log pi is low,
+    and what falls the likely arm, whose log pi is high. So entropy first rises, until the good arm leads.
+    """
+    return _prescribed(config, best=0.9, likely=0.2, others=(0.1, 0.3), share=0.9)
+
+
+def deceptive(config: BanditConfig) -> Drawn:
+    """A decent arm that is likely and a better one that is rare: a policy that collapses early never finds it.
+
+    Reward 0.9 for the best arm, 0.6 for the likely one (0.6 of what the best leaves), 0 to 0.3 for the others.
+    """
+    return _prescribed(config, best=0.9, likely=0.6, others=(0.0, 0.3), share=0.6)
+
+
+FAMILIES: dict[str, Callable[[BanditConfig], Drawn]] = {
+    "random": random_arms,
+    "rare_good_arm": rare_good_arm,
+    "deceptive": deceptive,
+    "contextual": random_arms,
+    "tree": random_arms,
+}
+
+
+def token_tree(arms: int, depth: int) -> Tensor:
+    """Child [states, arms] of a tree of tokens: arm 0 ends the sequence, and so does every arm at the last level.
+
+    States are numbered level by level; there are (arms - 1)^t of them at level t < depth.
+    """
+    inner = sum((arms - 1) ** level for level in range(depth - 1))
+    child = torch.full((inner + (arms - 1) ** (depth - 1), arms), -1)
+    child[:inner, 1:] = torch.arange(1, 1 + inner * (arms - 1)).view(inner, arms - 1)
+    return child
+
+
+def make_problem(config: BanditConfig) -> Problem:
+    """The bandits of a run: problem p is the same in every seed; a draw key per seed and problem."""
+    states, arms, depth = config.state_count, config.arms, config.depth if config.family == "tree" else 1
+    child = token_tree(arms, depth) if config.family == "tree" else torch.full((states, arms), -1)
+    start = torch.zeros(states, dtype=torch.float64)
+    start[: states if config.family == "contextual" else 1] = 1.0
+    drawn = FAMILIES[config.family](config)
+    reward = drawn.reward.view(-1, states, arms).masked_fill(child >= 0, 0.0)
+    lead = (config.seeds, config.problems)
+    features, parameters = None, drawn.logits
+    if config.features:
+        # variance 1 in all, so that the initial logits have the standard deviation prior_scale here too
+        features = _normal(config, _FEATURES, config.cells * config.features) / config.features**0.5
+        features = features.view(-1, states, arms, config.features).expand(*lead, states, arms, config.features)
+        parameters = config.prior_scale * _normal(config, _LOGITS, config.features)
+    shape = (config.features,) if config.features else (states, arms)
+    # the problem number sits above any seed, so that no two replicas share a key
+    key = config.seed + torch.arange(config.seeds)[:, None] + (torch.arange(config.problems) << 32)
+    return Problem(
+        reward=reward.expand(*lead, states, arms),
+        parameters=parameters.view(-1, *shape).expand(*lead, *shape).clone(),
+        features=features,
+        key=key,
+        child=child,
+        start=start / start.sum(),
+        depth=depth,
+    )
