@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl faults test-wheel lint figures update-figures clean
+.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults test-wheel lint figures update-figures clean
 
 help:
 	@echo "make reproduce       set up, then the main job (about 8 minutes on 2 cores): runs/reproduce/report.html"
@@ -15,6 +15,7 @@ help:
 	@echo "make figures         redraw figures/ from the committed data"
 	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
 	@echo "make test-trl        TRL's own functions on the golden batches, in an environment of its own; test-verl: verl's"
+	@echo "make benchmark-peers PureJaxRL's environment for benchmarks/cartpole_ppo.py"
 	@echo "make test-quick | test-thorough | test-wheel | faults | lint | setup | clean"
 
 setup: $(VENV)/.installed
@@ -63,6 +64,14 @@ test-trl: .venv-trl/.installed
 test-verl: .venv-verl/.installed
 	.venv-verl/bin/python -m pytest -W default tests/peers/test_verl.py
 
+# what benchmarks/cartpole_ppo.py is compared with; gymnax imports six without asking for it
+benchmark-peers: .venv-benchmarks/.installed
+
+.venv-benchmarks/.installed: benchmarks/peers/constraints.txt
+	$(PYTHON) -m venv .venv-benchmarks
+	.venv-benchmarks/bin/python -m pip install --quiet --constraint $< jax flax optax gymnax six
+	@touch $@
+
 faults: setup
 	$(BIN)/python tests/plant_faults.py
 
@@ -88,4 +97,4 @@ update-figures: setup
 	$(BIN)/python -m paper_figs paper_figs/data docs/figures
 
 clean:
-	rm -rf $(VENV) .venv-trl .venv-verl build dist *.egg-info figures .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-trl .venv-verl .venv-benchmarks build dist *.egg-info figures .pytest_cache .ruff_cache .hypothesis
