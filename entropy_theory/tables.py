@@ -1,26 +1,16 @@
-"""Small tables of results: CSV files, and rank correlations and means with bootstrap intervals over seeds."""
+"""Small tables of results: CSV files, and rank correlations of their columns."""
 
 import csv
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 TIES = 1e-6
 """Grid on which numbers are ranked, so that what differs only by rounding, or by nothing that matters, ties."""
-
-
-class Interval(NamedTuple):
-    """A mean over seeds and the ends of its 95 % bootstrap interval; all NaN when there is nothing to average."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
@@ -63,19 +53,3 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) <= TIES or np.ptp(y) <= TIES:
         return math.nan
     return float(stats.spearmanr(np.round(x / TIES), np.round(y / TIES)).statistic)
-
-
-def bootstrap_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of one number per seed, with the percentile bootstrap's 95 % interval; NaN are left out.
-
-    Seeds are what is resampled: points of one seed are not independent.
-    """
-    values = np.asarray([value for value in values if not math.isnan(value)])
-    if len(values) < 2:
-        return Interval(float(values[0]) if len(values) else math.nan, math.nan, math.nan)
-    if np.ptp(values) == 0:  # every resample is the same
-        return Interval(*(float(values[0]),) * 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(seed))
-    return Interval(float(values.mean()), *map(float, found.confidence_interval))

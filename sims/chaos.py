@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from entropy_theory.runs import Progress, Run, read_metrics
-from entropy_theory.tables import bootstrap_interval, rank_correlation, write_csv
+from entropy_theory.statistics import bootstrap_interval
+from entropy_theory.tables import rank_correlation, write_csv
 from sims import cartpole, chaos_bandit, chaos_cartpole
 from sims.cartpole_config import CartPoleConfig
 from sims.chaos_config import ChaosConfig

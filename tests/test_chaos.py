@@ -16,7 +16,8 @@ from scipy import stats
 from entropy_theory.lyapunov import jacobian
 from entropy_theory.runs import Run, read_metrics
 from entropy_theory.softmax import entropy
-from entropy_theory.tables import bootstrap_interval, rank_correlation, replace_rows, write_csv
+from entropy_theory.statistics import bootstrap_interval
+from entropy_theory.tables import rank_correlation, replace_rows, write_csv
 from sims import bandit, cartpole, chaos, chaos_bandit, chaos_cartpole
 from sims.bandit_config import BanditConfig
 from sims.cartpole_config import CartPoleConfig
@@ -448,13 +449,13 @@ def test_bootstrap_intervals():
     values = np.random.default_rng(1).normal(size=30)
     found = bootstrap_interval([*values, math.nan])
     assert found == bootstrap_interval(values)
-    assert found.mean == pytest.approx(values.mean())
+    assert found.estimate == pytest.approx(values.mean())
     half = 1.96 * values.std() / math.sqrt(30)  # the normal interval of the plug-in variance
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)  # 9999 resamples: quantiles to a few per cent
-    assert found.low < found.mean < found.high
+    assert found.low < found.estimate < found.high
     assert bootstrap_interval([2.0, 2.0, 2.0]) == (2, 2, 2)
     assert bootstrap_interval([3.0])[0] == 3 and math.isnan(bootstrap_interval([3.0]).low)
-    assert math.isnan(bootstrap_interval([]).mean)
+    assert math.isnan(bootstrap_interval([]).estimate)
 
 
 def test_rows_of_one_world_replace_only_its_own(tmp_path):

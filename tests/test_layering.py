@@ -14,8 +14,8 @@ LONGEST_FILE = 400
 
 # A module of the core imports only from layers above its own line, or from its own folder.
 CORE_LAYERS = (
-    {"softmax", "covariances", "draw", "fit", "runs", "ranges", "remainder_tables", "balls", "tables"},
-    {"reduce", "records", "remainder", "certify_constants", "lyapunov"},
+    {"softmax", "covariances", "draw", "fit", "runs", "ranges", "remainder_tables", "balls", "tables", "statistics"},
+    {"reduce", "records", "remainder", "certify_constants", "lyapunov", "sweeps"},
     {"loss", "theorems", "advantage", "surrogate", "certify", "lemma_1_batch", "enclosure"},
     {"control", "measure", "kernel", "drift"},
     {"controller", "decomposition"},
