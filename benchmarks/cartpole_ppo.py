@@ -22,6 +22,8 @@ Where our procedure is not PureJaxRL's: advantages are normalised over the whole
 value loss is not clipped; an episode cut at 500 steps is bootstrapped, not treated as terminated; a reset takes one
 step, which is counted but not learned from; and everything that is measured about entropy.
 
+So PureJaxRL learns twice: as published, and with the first three of these details taken from here.
+
     make benchmark-peers                       (once: PureJaxRL's environment)
     python benchmarks/cartpole_ppo.py          (--skip learning: speed alone)
 """
@@ -49,6 +51,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 EPOCHS, HIDDEN, ENVS, STEPS = 4, 64, 4, 128
 
 OURS, JAX, JAX_SPLIT, CLEANRL = "entropy-theory", "PureJaxRL", "PureJaxRL, 2 processes", "CleanRL"
+JAX_DETAILS = "PureJaxRL, our details"
+DETAILS = ("bootstrap", "plain_value", "rollout_advantage")
 WANTED = {JAX: 1.5, CLEANRL: 40.0}
 """Least ratio of our steps per second to theirs."""
 
@@ -147,6 +151,7 @@ def words_for(name: str, seeds: int, steps: int, seed: int, threads: int) -> lis
     return {
         OURS: [sys.executable, __file__, "--contender", "ours", "--threads", threads, *size],
         JAX: [PEER_PYTHON, HERE / "peers" / "purejaxrl_ppo.py", *size],
+        JAX_DETAILS: [PEER_PYTHON, HERE / "peers" / "purejaxrl_ppo.py", *size, "--details", *DETAILS],
         CLEANRL: [sys.executable, HERE / "peers" / "cleanrl_ppo.py", *size],
     }[name]
 
@@ -277,7 +282,7 @@ def main() -> None:
     if "speed" not in options.skip:
         speed(names, options, processors)
     if "learning" not in options.skip:
-        learning([name for name in names if name in (OURS, JAX)], options, processors)
+        learning([OURS, *([JAX, JAX_DETAILS] if JAX in names else [])], options, processors)
 
 
 if __name__ == "__main__":
