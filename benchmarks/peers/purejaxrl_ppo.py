@@ -207,12 +207,14 @@ def main() -> None:
     start = time.perf_counter()
     compiled = jax.jit(function).lower(keys).compile()
     compiling = time.perf_counter() - start
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     done, returns = jax.block_until_ready(compiled(keys))
-    running = time.perf_counter() - start
+    running, running_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    steps = options.seeds * updates * ROLLOUT
     result = {
         "compile_seconds": compiling,
-        "steps_per_second": options.seeds * updates * ROLLOUT / running,
+        "steps_per_second": steps / running,
+        "steps_per_cpu_second": steps / running_cpu,
         "steps_to_return": steps_to_return(done, returns),
     }
     print(json.dumps(result))
