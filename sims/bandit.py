@@ -16,16 +16,24 @@ from entropy_theory.advantage import centred
 from entropy_theory.control import Control, Need, State, check_needs
 from entropy_theory.controls import build
 from entropy_theory.records import Measurement, Sampling
-from entropy_theory.reduce import token_mean
 from entropy_theory.runs import Progress, Run
+from sims import bandit_tally
 from sims.bandit_config import BanditConfig
-from sims.bandit_measure import measure_first, measure_last, measure_return, measure_rollout, measure_shift
+from sims.bandit_measure import (
+    Step,
+    mean_entropy,
+    measure_first,
+    measure_last,
+    measure_return,
+    measure_rollout,
+    measure_shift,
+)
 from sims.bandit_problem import Problem, make_problem
-from sims.bandit_rollout import ROLLOUTS, pull
-from sims.bandit_update import policy_of, step_parameters
+from sims.bandit_rollout import ROLLOUTS, make_batch, pull, tables_of
+from sims.bandit_update import edited, policy_of, step_parameters
 
-BLOCK = 2**14
-"""Tokens trained at once, in whole seeds: a tensor over them takes 128 KiB, and a step touches a few dozen."""
+BLOCK = 2**16
+"""Tokens trained at once, in whole seeds: a tensor over them takes 512 KiB, so that the ones in use stay in cache."""
 
 
 def provides(config: BanditConfig) -> frozenset[Need]:
@@ -52,42 +60,58 @@ class Learner(NamedTuple):
     control: State
 
 
-def train_rollout(
-    config: BanditConfig, control: Control, problem: Problem, learner: Learner, number: int, record: bool, measure: bool
-) -> tuple[Learner, dict[str, Tensor]]:
-    """One rollout and its updates; metrics [seeds, problems] if they are recorded, else none."""
-    parameters, control_state = learner
-    metrics = {}
+class Watch(NamedTuple):
+    """What is looked at in a rollout: `record` for its line of metrics, `measure` for the theory as well."""
 
-    def sampling_policy(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        plain = Sampling(torch.ones(problem.key.shape, dtype=parameters.dtype))
-        temperature = control.sample(plain, control_state).temperature
-        return policy_of(control, problem, parameters, temperature), temperature
+    record: bool
+    measure: bool
+
+
+def train_rollout(
+    config: BanditConfig, control: Control, problem: Problem, learner: Learner, number: int, watch: Watch
+) -> tuple[Learner, dict[str, Tensor]]:
+    """One rollout and its updates; metrics [seeds, problems] of what is watched.
+
+    Where `bandit_tally.applies`, pulls are counted for training; measured are the pulls themselves.
+    """
+    parameters, control_state = learner
+    plain = Sampling(torch.ones(problem.key.shape, dtype=parameters.dtype))
+    metrics, tallied = {}, bandit_tally.applies(config, control)
 
     # sample
-    policy, temperature = sampling_policy(parameters)
+    temperature = control.sample(plain, control_state).temperature
+    policy = first = policy_of(control, problem, parameters, temperature)
     # rollout, advantage
-    rollout = ROLLOUTS[config.gradient](config, problem, policy, number)
-    if record:
-        metrics |= measure_rollout(problem, policy, rollout)
+    if watch.record or not tallied:
+        pulls = rollout = ROLLOUTS[config.gradient](config, problem, policy, number)
+    if tallied:
+        drawn = (
+            bandit_tally.counted(config, pulls)
+            if watch.record
+            else bandit_tally.count_pulls(config, problem, policy, number)
+        )
+        rollout = bandit_tally.as_rollout(config, problem, policy, drawn, number)
+    if watch.record:
+        metrics |= measure_rollout(problem, policy, pulls)
     for update in range(config.updates_per_rollout):
         last = update == config.updates_per_rollout - 1
         # edit, update
-        step = step_parameters(config, control, problem, parameters, temperature, rollout, control_state)
-        parameters = step.after
+        before = parameters
+        parameters, batch = step_parameters(config, control, problem, before, temperature, rollout, control_state)
         # measure
-        if record and last:
-            before = policy_of(control, problem, step.before, temperature)
-            metrics |= measure_return(problem, before.softmax(-1))
-        if measure and update == 0:
-            activate = lambda p: policy_of(control, problem, p, temperature)  # noqa: E731
-            metrics |= measure_first(config, problem, activate, step, rollout)
-        if measure and last:
-            metrics |= measure_last(step)
+        if watch.record and last:
+            policy = policy_of(control, problem, before, temperature)
+            metrics |= measure_return(problem, policy.softmax(-1))
+        if watch.measure and update == 0:
+            step = Step(before, parameters, lambda x: policy_of(control, problem, x, temperature))
+            metrics |= measure_first(config, problem, step, pulls)
+        if watch.measure and last:
+            metrics |= measure_last(edited(config, control, make_batch(tables_of(policy), pulls), control_state))
         # advance
-        control_state = control.advance(control_state, Measurement(token_mean(step.batch.entropy, step.batch.mask)))
-    if measure:
-        metrics |= measure_shift(problem, policy, sampling_policy(parameters)[0])
+        control_state = control.advance(control_state, Measurement(mean_entropy(batch, rollout)))
+    if watch.measure:
+        temperature = control.sample(plain, control_state).temperature
+        metrics |= measure_shift(problem, first, policy_of(control, problem, parameters, temperature))
     return Learner(parameters, control_state), metrics
 
 
@@ -101,11 +125,9 @@ def each_tensor(function: Callable[..., Tensor], *states: State) -> State:
     return tuple(each_tensor(function, *parts) for parts in zip(*states, strict=True))
 
 
-def blocks(config: BanditConfig, problem: Problem) -> list[slice]:
-    """Seeds in blocks of about `BLOCK` tokens a rollout."""
-    contexts = config.groups or int((problem.start > 0).sum())
-    rows = contexts * config.samples if config.gradient == "sampled" else config.cells
-    size = max(1, BLOCK // (config.problems * rows * problem.depth))
+def blocks(config: BanditConfig, tokens: int) -> list[slice]:
+    """Seeds in blocks of about `BLOCK` tokens, at `tokens` a rollout and bandit."""
+    size = max(1, BLOCK // (config.problems * tokens))
     return [slice(first, first + size) for first in range(0, config.seeds, size)]
 
 
@@ -120,7 +142,8 @@ def train(config: BanditConfig, run: Run, progress: Progress | None = None) -> N
     like = torch.zeros(config.seeds, config.problems, dtype=torch.float64)
     fresh = {"rollout": 0, "parameters": problem.parameters, "control": control.init(like)}
     state = run.load_state() or fresh
-    parts = blocks(config, problem)
+    tokens = 2 * config.cells if bandit_tally.applies(config, control) else config.tokens
+    parts = blocks(config, tokens)
     problems = [problem.part(part) for part in parts]
     learners = [
         Learner(state["parameters"][part], each_tensor(lambda t, part=part: t[part], state["control"]))
@@ -130,10 +153,10 @@ def train(config: BanditConfig, run: Run, progress: Progress | None = None) -> N
     for number in range(state["rollout"], config.rollouts):
         done = number + 1
         recorded = number % config.record_every == 0 or done == config.rollouts
-        measured = recorded and config.measure_every > 0 and number % config.measure_every == 0
+        watch = Watch(recorded, recorded and config.measure_every > 0 and number % config.measure_every == 0)
         metrics = []
         for i, part in enumerate(problems):
-            learners[i], found = train_rollout(config, control, part, learners[i], number, recorded, measured)
+            learners[i], found = train_rollout(config, control, part, learners[i], number, watch)
             metrics.append(found)
         if not all(torch.isfinite(learner.parameters).all() for learner in learners):
             raise ValueError(
@@ -160,7 +183,7 @@ def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     states = []
     for number in range(config.rollouts):
         rollout = pull(config, problem, logits, number)
-        after = step_parameters(config, control, problem, logits, temperature, rollout, ()).after
+        after = step_parameters(config, control, problem, logits, temperature, rollout, ())[0]
         states.append((logits, after - logits, centred(problem.reward, logits.softmax(-1))))
         logits = after
     return tuple(torch.stack(parts).flatten(0, -2) for parts in zip(*states, strict=True))

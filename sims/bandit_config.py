@@ -110,3 +110,16 @@ class BanditConfig:
     def cells(self) -> int:
         """Pairs of state and arm of one bandit."""
         return self.state_count * self.arms
+
+    @property
+    def drawn_contexts(self) -> int:
+        """Contexts drawn for a rollout; 0 where every first state is taken once."""
+        return self.groups if self.family == "contextual" else 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a rollout at most, sampled or enumerated."""
+        if self.gradient == "exact":
+            return self.cells * (self.depth if self.family == "tree" else 1)
+        contexts = self.drawn_contexts or (self.states if self.family == "contextual" else 1)
+        return contexts * self.samples * (self.depth if self.family == "tree" else 1)

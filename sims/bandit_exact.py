@@ -5,12 +5,11 @@ every sum below takes that many passes over the table.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sims.bandit_problem import Problem
+from sims.bandit_problem import Problem, Sequences
 
 
 def visits(problem: Problem, probability: Tensor) -> Tensor:
@@ -60,39 +59,6 @@ def action_values(problem: Problem, backup: Callable[[Tensor], Tensor]) -> Tenso
 def start_value(problem: Problem, value: Tensor) -> Tensor:
     """Mean of a state's value over the first states, [E]."""
     return (problem.start * value).sum(-1)
-
-
-class Sequences(NamedTuple):
-    """Every sequence of a bandit, [sequences, steps]; the structure alone, the same in all replicas.
-
-    state, arm: int64, 0 where the sequence has ended; mask: bool, the tokens that exist.
-    """
-
-    state: Tensor
-    arm: Tensor
-    mask: Tensor
-
-
-def all_sequences(problem: Problem) -> Sequences:
-    """The sequences from every first state, in the order of their first state."""
-    child, found = problem.child.tolist(), []
-    open_ends = [((state,), ()) for state in problem.start.nonzero().flatten().tolist()]
-    while open_ends:
-        longer = []
-        for states, arms in open_ends:
-            for arm, following in enumerate(child[states[-1]]):
-                if following < 0:
-                    found.append((states, (*arms, arm)))
-                else:
-                    longer.append(((*states, following), (*arms, arm)))
-        open_ends = longer
-    found.sort()
-
-    def table(which: int) -> Tensor:
-        return torch.tensor([[*row[which], *[0] * (problem.depth - len(row[which]))] for row in found])
-
-    lengths = torch.tensor([len(states) for states, _ in found])
-    return Sequences(table(0), table(1), torch.arange(problem.depth) < lengths.unsqueeze(-1))
 
 
 def sequence_probability(problem: Problem, sequences: Sequences, probability: Tensor) -> Tensor:

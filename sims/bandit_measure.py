@@ -6,10 +6,12 @@ true logit kernel, and the change of entropy over a rollout split into what the 
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from entropy_theory.covariances import TOKENS
 from entropy_theory.measure import (
     clip_fractions,
     entropy_change,
@@ -19,16 +21,31 @@ from entropy_theory.measure import (
     token_covariance,
 )
 from entropy_theory.records import Batch
-from entropy_theory.reduce import token_mean
+from entropy_theory.reduce import token_count, token_mean
 from entropy_theory.softmax import collision, entropy
 from entropy_theory.theorems import theorem_1, theorem_2
 from sims.bandit_config import BanditConfig
 from sims.bandit_exact import action_values, best, expected, occupancy, start_value, visits
 from sims.bandit_problem import Problem
-from sims.bandit_rollout import Rollout, at_states, token_tables
-from sims.bandit_update import Update
+from sims.bandit_rollout import Rollout, at_states, make_batch, tables_of
+from sims.bandit_update import Edited
 
 Metrics = dict[str, Tensor]
+
+
+class Step(NamedTuple):
+    """One gradient step: parameters before and after, and the policy's logits as a function of them."""
+
+    before: Tensor
+    after: Tensor
+    policy_of: Callable[[Tensor], Tensor]
+
+
+def mean_entropy(batch: Batch, rollout: Rollout) -> Tensor:
+    """Mean entropy over the tokens of a minibatch, nats."""
+    if rollout.share is None:
+        return token_mean(batch.entropy, batch.mask)
+    return (batch.entropy * rollout.share).sum(TOKENS) / token_count(batch.mask)
 
 
 def measure_rollout(problem: Problem, policy: Tensor, rollout: Rollout) -> Metrics:
@@ -61,18 +78,16 @@ def measure_return(problem: Problem, probability: Tensor) -> Metrics:
     return found
 
 
-def measure_first(
-    config: BanditConfig, problem: Problem, policy_of: Callable[[Tensor], Tensor], update: Update, rollout: Rollout
-) -> Metrics:
+def measure_first(config: BanditConfig, problem: Problem, step: Step, rollout: Rollout) -> Metrics:
     """Predictions and measurement for a rollout's first update, where every ratio is 1 as the theorems assume.
 
     `theorem_1` and `theorem_2` use the exact advantage A(s, a) = Q - V of the step dz(s) = step_size d(s) pi o A(s),
     or step_size A(s) for the natural gradient.
 
     Args:
-      policy_of: logits of the policy, temperature and activation included, of given parameters.
+      rollout: the tokens of the step's minibatch.
     """
-    before, after = policy_of(update.before), policy_of(update.after)
+    before, after = step.policy_of(step.before), step.policy_of(step.after)
     probability = before.softmax(-1)
     share = occupancy(problem, probability)
     backup = expected(problem, probability)
@@ -83,13 +98,13 @@ def measure_first(
         "theorem_1": theorem_1(before, share.unsqueeze(-1) * advantage, config.step_size),
         "theorem_2": theorem_2(before, advantage, config.step_size),
     }
-    batch = update.batch
+    batch = make_batch(tables_of(before), rollout)
     standing = batch if rollout.share is None else replace(batch, advantage=batch.advantage * rollout.share)
     return {
         **{name: (share * value).sum(-1) for name, value in by_state.items()},
         **theorem_predictions(standing, at_states(collision(before), rollout.state)),
         "minibatch_entropy_change": _minibatch_change(batch, entropy(after), rollout),
-        **through_kernel(problem, policy_of, update, rollout, share),
+        **through_kernel(step, rollout, share),
     }
 
 
@@ -101,9 +116,7 @@ def _minibatch_change(batch: Batch, after: Tensor, rollout: Rollout) -> Tensor:
     return token_mean((moved - batch.entropy) * rollout.share, batch.mask)
 
 
-def through_kernel(
-    problem: Problem, policy_of: Callable[[Tensor], Tensor], update: Update, rollout: Rollout, share: Tensor
-) -> Metrics:
+def through_kernel(step: Step, rollout: Rollout, share: Tensor) -> Metrics:
     r"""Theorem 1 and Lemma 1 with the logits' true dependence on the parameters theta.
 
         theorem_1_through_kernel_per_step_size = <grad mean_t H(s_t), grad mean_t A_t log pi(a_t|s_t)>
@@ -113,28 +126,31 @@ def through_kernel(
     itself; over several states it is that with each state's tokens weighted by the state's share of the minibatch,
     as a step on a mean moves each state's logits by its share only. Where the logits are learned themselves, at
     temperature 1 and without activation, the second is `predicted_first_order` exactly.
+
+    Args:
+      share: d(s) before the step, [seeds, problems, states].
     """
-    leaf = update.before.clone().requires_grad_()
-    policy = policy_of(leaf)
-    logp, entropies = token_tables(policy, rollout)
+    leaf = step.before.clone().requires_grad_()
+    policy = step.policy_of(leaf)
+    tables = tables_of(policy)
+    batch = make_batch(tables, rollout)
     weight = 1.0 if rollout.share is None else rollout.share
 
     def gradient(value: Tensor) -> Tensor:
         (found,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
         return found.flatten(2)
 
-    mask = update.batch.mask
-    visited = gradient(token_mean(entropies * weight, mask))
-    objective = gradient(token_mean(logp * update.batch.advantage * weight, mask))
-    everywhere = gradient((share * entropy(policy)).sum(-1))
-    change = (update.after - update.before).flatten(2)
+    visited = gradient(token_mean(batch.entropy * weight, batch.mask))
+    objective = gradient(token_mean(batch.logp * batch.advantage * weight, batch.mask))
+    everywhere = gradient((share * tables.entropy).sum(-1))
+    change = (step.after - step.before).flatten(2)
     return {
         "theorem_1_through_kernel_per_step_size": (visited * objective).sum(-1),
         "predicted_through_kernel": (everywhere * change).sum(-1),
     }
 
 
-def measure_last(update: Update) -> Metrics:
+def measure_last(update: Edited) -> Metrics:
     """What the control and the clip did to the last update of a rollout, and its scores of eq. 10."""
     return {
         **selection(update.plain, update.objective),

@@ -14,6 +14,17 @@ from entropy_theory.draw import uniform
 from sims.bandit_config import BanditConfig
 
 
+class Sequences(NamedTuple):
+    """Every sequence of a bandit, [sequences, steps]; the structure alone, the same in all replicas.
+
+    state, arm: int64, 0 where the sequence has ended; mask: bool, the tokens that exist.
+    """
+
+    state: Tensor
+    arm: Tensor
+    mask: Tensor
+
+
 class Problem(NamedTuple):
     """One bandit for each seed and problem, E = [seeds, problems].
 
@@ -24,6 +35,7 @@ class Problem(NamedTuple):
     child:      [states, arms] int64, the next state, always of a larger number, or -1 where the episode ends
     start:      [states], distribution of the first state
     depth:      arms of the longest episode
+    sequences:  all there are, for exact gradients; None where pulls are sampled
     """
 
     reward: Tensor
@@ -33,6 +45,7 @@ class Problem(NamedTuple):
     child: Tensor
     start: Tensor
     depth: int
+    sequences: Sequences | None
 
     def part(self, chosen: slice) -> "Problem":
         """Some of the seeds."""
@@ -127,6 +140,28 @@ def token_tree(arms: int, depth: int) -> Tensor:
     return child
 
 
+def all_sequences(child: Tensor, start: Tensor, depth: int) -> Sequences:
+    """The sequences from every first state, in the order of their first state."""
+    following_of, found = child.tolist(), []
+    open_ends = [((state,), ()) for state in start.nonzero().flatten().tolist()]
+    while open_ends:
+        longer = []
+        for states, arms in open_ends:
+            for arm, following in enumerate(following_of[states[-1]]):
+                if following < 0:
+                    found.append((states, (*arms, arm)))
+                else:
+                    longer.append(((*states, following), (*arms, arm)))
+        open_ends = longer
+    found.sort()
+
+    def table(which: int) -> Tensor:
+        return torch.tensor([[*row[which], *[0] * (depth - len(row[which]))] for row in found])
+
+    lengths = torch.tensor([len(states) for states, _ in found])
+    return Sequences(table(0), table(1), torch.arange(depth) < lengths.unsqueeze(-1))
+
+
 def make_problem(config: BanditConfig) -> Problem:
     """The bandits of a run: problem p is the same in every seed; a draw key per seed and problem."""
     states, arms, depth = config.state_count, config.arms, config.depth if config.family == "tree" else 1
@@ -153,4 +188,5 @@ def make_problem(config: BanditConfig) -> Problem:
         child=child,
         start=start / start.sum(),
         depth=depth,
+        sequences=all_sequences(child, start, depth) if config.gradient == "exact" else None,
     )

@@ -10,7 +10,7 @@ from entropy_theory.draw import uniform
 from entropy_theory.records import Batch
 from entropy_theory.softmax import finite_log_probs
 from sims.bandit_config import BanditConfig
-from sims.bandit_exact import action_values, all_sequences, expected, sequence_probability
+from sims.bandit_exact import action_values, expected, sequence_probability
 from sims.bandit_problem import Problem
 
 
@@ -20,7 +20,7 @@ class Rollout(NamedTuple):
     state, arm: E, int64; mask: bool E, the tokens that exist
     old_logp, advantage: E, the former under the policy that sampled
     reward, group: [seeds, problems, rows]; rows with one group id started in the same drawn context
-    share: E, what each token stands for in an enumeration, of mean 1 over the tokens; None for samples
+    share: E, what a token counts for where each kind stands once, of mean 1 over the tokens; None for single samples
     """
 
     state: Tensor
@@ -55,25 +55,29 @@ def _choose(cumulative: Tensor, draw: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, draw * last, right=True).clamp(max=cumulative.shape[-1] - 1)
 
 
-def _first_states(config: BanditConfig, problem: Problem, draw: Tensor) -> Tensor:
+def cumulative_of(policy: Tensor) -> Tensor:
+    """Probability of each arm and those before it, [seeds, problems, states, arms]; the last may miss 1 by rounding."""
+    return policy.softmax(-1).cumsum(-1)
+
+
+def first_states(config: BanditConfig, problem: Problem, step: int) -> Tensor:
     """The contexts of a rollout, [seeds, problems, contexts]: every one once, or as many as are drawn."""
-    if not draw.shape[-1]:
+    if not config.drawn_contexts:
         return problem.start.nonzero().squeeze(-1).expand(*problem.key.shape, -1)
+    draw = uniform(problem.key, torch.full_like(problem.key, step), config.drawn_contexts)
     return _choose(problem.start.cumsum(-1).expand(*problem.key.shape, -1).contiguous(), draw)
 
 
 def pull(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> Rollout:
     """Sample pulls or sequences from softmax(policy), `config.samples` in each context, with Bernoulli rewards."""
-    drawn = config.groups if config.family == "contextual" else 0
-    contexts = drawn or int((problem.start > 0).sum())
-    rows, arms = contexts * config.samples, policy.shape[-1]
-    draws = uniform(problem.key, torch.full_like(problem.key, step), rows * (problem.depth + 1) + drawn)
-    which, luck, later, context = draws.split([rows, rows, rows * (problem.depth - 1), drawn], dim=-1)
-    cumulative = policy.softmax(-1).cumsum(-1)
-    first = _first_states(config, problem, context)
-    here = cumulative if policy.shape[-2] == 1 else _rows_of(cumulative, first)
+    first = first_states(config, problem, step)
+    drawn, contexts, arms = config.drawn_contexts, first.shape[-1], policy.shape[-1]
+    rows = contexts * config.samples
+    draws = uniform(problem.key, torch.full_like(problem.key, step), drawn + rows * (problem.depth + 1))
+    _, which, luck, later = draws.split([drawn, rows, rows, rows * (problem.depth - 1)], dim=-1)
+    cumulative = cumulative_of(policy)
     states = [first.repeat_interleave(config.samples, -1)]
-    chosen = [_choose(here, which.unflatten(-1, (contexts, -1))).flatten(-2)]
+    chosen = [_choose(_rows_of(cumulative, first), which.unflatten(-1, (contexts, -1))).flatten(-2)]
     masks = [torch.ones_like(chosen[0], dtype=torch.bool)]
     last = states[0] * arms + chosen[0]
     for draw in later.split(rows, dim=-1) if problem.depth > 1 else ():
@@ -83,13 +87,12 @@ def pull(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> R
         states.append(state.clamp(min=0))
         chosen.append(_choose(_rows_of(cumulative, states[-1]), draw.unsqueeze(-1)).squeeze(-1))
         last = torch.where(going, states[-1] * arms + chosen[-1], last)
-    chance = problem.reward.flatten(-2).gather(-1, last)
-    reward = (luck < chance).to(policy.dtype)
+    reward = (luck < problem.reward.flatten(-2).gather(-1, last)).to(policy.dtype)
     group = torch.arange(contexts).repeat_interleave(config.samples).expand_as(last)
     state, arm, mask = (torch.stack(parts, -1) for parts in (states, chosen, masks))
     arm = arm.masked_fill(~mask, 0)
-    advantage = ADVANTAGES[config.advantage](config, reward, group).unsqueeze(-1).expand(mask.shape)
-    old_logp = at_tokens(finite_log_probs(policy)[0], state, arm).masked_fill(~mask, 0.0)
+    advantage = ADVANTAGES[config.advantage](reward, group, config.baseline).unsqueeze(-1).expand(mask.shape)
+    old_logp = at_tokens(finite_log_probs(policy)[0], state, arm)
     return Rollout(state, arm, mask, old_logp, advantage, reward, group, None)
 
 
@@ -99,10 +102,11 @@ def _rows_of(table: Tensor, state: Tensor) -> Tensor:
 
 
 ADVANTAGES = {
-    "grpo": lambda config, reward, group: group_advantage.grpo(reward, group),
-    "rloo": lambda config, reward, group: group_advantage.rloo(reward, group),
-    "reward": lambda config, reward, group: reward - config.baseline,
+    "grpo": lambda reward, group, baseline: group_advantage.grpo(reward, group),
+    "rloo": lambda reward, group, baseline: group_advantage.rloo(reward, group),
+    "reward": lambda reward, group, baseline: reward - baseline,
 }
+"""By name: (reward [..., rows], group [..., rows], baseline) -> advantage of a row."""
 
 
 def enumerate_sequences(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> Rollout:
@@ -111,7 +115,7 @@ def enumerate_sequences(config: BanditConfig, problem: Problem, policy: Tensor, 
     The share of a sequence is its probability * tokens enumerated / expected length: with it the mean over tokens is
     E[sum over the tokens of a sequence] / E[length], the limit of a token mean over many samples.
     """
-    sequences = all_sequences(problem)
+    sequences = problem.sequences
     probability = policy.softmax(-1)
     weight = sequence_probability(problem, sequences, probability)
     tokens = int(sequences.mask.sum())
@@ -127,9 +131,10 @@ def enumerate_sequences(config: BanditConfig, problem: Problem, policy: Tensor, 
     else:
         backup = expected(problem, probability)
         advantage = reward - backup(action_values(problem, backup))[..., first]
-    old_logp = at_tokens(finite_log_probs(policy)[0], state, arm).masked_fill(~mask, 0.0)
-    wide = [x.unsqueeze(-1).expand(shape) for x in (advantage, share)]
-    return Rollout(state, arm, mask, old_logp, wide[0], reward, first.expand_as(reward), wide[1])
+    old_logp = at_tokens(finite_log_probs(policy)[0], state, arm)
+    advantage, share = (x.unsqueeze(-1).expand(shape) for x in (advantage, share))
+    share = share.masked_fill(~mask, 0.0)
+    return Rollout(state, arm, mask, old_logp, advantage, reward, first.expand_as(reward), share)
 
 
 ROLLOUTS = {"sampled": pull, "exact": enumerate_sequences}
@@ -138,27 +143,28 @@ ROLLOUTS = {"sampled": pull, "exact": enumerate_sequences}
 # --- records ------------------------------------------------------------------------------------------------------
 
 
-def make_batch(policy: Tensor, rollout: Rollout) -> Batch:
-    """The record of these pulls under the policy logits [seeds, problems, states, arms] as they are now."""
-    logp, entropies = token_tables(policy, rollout)
-    return batch_of(logp, entropies, rollout)
+class Tables(NamedTuple):
+    """Statistics of a policy: logp, probability [seeds, problems, states, arms], entropy [seeds, problems, states]."""
+
+    logp: Tensor
+    probability: Tensor
+    entropy: Tensor
 
 
-def token_tables(policy: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy at each token, differentiable, E."""
+def tables_of(policy: Tensor) -> Tables:
+    """The statistics of policy logits, differentiable; log-probabilities of impossible arms are 0."""
     logp, probability = finite_log_probs(policy)
-    entropies = -(probability * logp).sum(-1)
-    return at_tokens(logp, rollout.state, rollout.arm), at_states(entropies, rollout.state)
+    return Tables(logp, probability, -(probability * logp).sum(-1))
 
 
-def batch_of(logp: Tensor, entropies: Tensor, rollout: Rollout) -> Batch:
-    """The batch of a rollout whose tokens have these statistics."""
+def make_batch(tables: Tables, rollout: Rollout) -> Batch:
+    """The record of a rollout under the policy as it is now; carries the gradient of `tables`."""
     return Batch(
-        logp=logp,
+        logp=at_tokens(tables.logp, rollout.state, rollout.arm),
         old_logp=rollout.old_logp,
         advantage=rollout.advantage,
         mask=rollout.mask,
-        entropy=entropies,
+        entropy=at_states(tables.entropy, rollout.state),
         outcome=rollout.reward,
         group=rollout.group,
     )

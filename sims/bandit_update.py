@@ -12,17 +12,21 @@ from entropy_theory.reduce import token_count
 from sims.bandit_config import BanditConfig
 from sims.bandit_exact import natural_gradient
 from sims.bandit_problem import Problem, logits_of
-from sims.bandit_rollout import Rollout, batch_of, token_tables
+from sims.bandit_rollout import Rollout, Tables, make_batch, tables_of
 
 
-class Update(NamedTuple):
-    """One gradient step: parameters before and after, the batch it used, the objective before and after the edit."""
+class Edited(NamedTuple):
+    """A batch, the objective before the control's edit and after it."""
 
-    before: Tensor
-    after: Tensor
     batch: Batch
     plain: Objective
     objective: Objective
+
+
+def edited(config: BanditConfig, control: Control, batch: Batch, control_state: State) -> Edited:
+    """What the control makes of a batch."""
+    plain = Objective.from_batch(batch, config.clip_low, config.clip_high)
+    return Edited(batch, plain, control.edit(plain, batch, control_state))
 
 
 def policy_of(control: Control, problem: Problem, parameters: Tensor, temperature: Tensor) -> Tensor:
@@ -38,20 +42,59 @@ def step_parameters(
     temperature: Tensor,
     rollout: Rollout,
     control_state: State,
-) -> Update:
-    """One (natural) gradient ascent step of a rollout."""
+) -> tuple[Tensor, Batch]:
+    """One (natural) gradient ascent step on a rollout: parameters after it, and the batch it used."""
     leaf = parameters.clone().requires_grad_()
     policy = policy_of(control, problem, leaf, temperature)
-    logp, entropies = token_tables(policy, rollout)
-    # edit
-    batch = batch_of(logp.detach(), entropies.detach(), rollout)
-    plain = Objective.from_batch(batch, config.clip_low, config.clip_high)
-    objective = control.edit(plain, batch, control_state)
-    # update
-    loss = token_loss(logp, entropies, batch, objective)
+    tables = tables_of(policy.detach())
+    batch = make_batch(tables, rollout)
+    objective = edited(config, control, batch, control_state).objective
+    if rollout.share is None or objective.penalties or problem.depth > 1:
+        slope = autograd_gradient(policy.detach(), rollout, batch, objective)
+    else:
+        slope = closed_form_gradient(tables, rollout, batch, objective)
+    (gradient,) = torch.autograd.grad(policy, leaf, slope)
+    if config.natural:
+        gradient = natural_gradient(problem, tables.probability, gradient)
+    return parameters - config.step_size * gradient, batch
+
+
+def autograd_gradient(policy: Tensor, rollout: Rollout, batch: Batch, objective: Objective) -> Tensor:
+    """Derivative of the minibatch's loss by the policy's logits, through `loss.token_loss`."""
+    leaf = policy.clone().requires_grad_()
+    now = make_batch(tables_of(leaf), rollout)
+    loss = token_loss(now.logp, now.entropy, batch, objective)
     if rollout.share is not None:
         loss = loss * rollout.share
     (gradient,) = torch.autograd.grad(minibatch_loss(loss, token_count(objective.mask)), leaf)
-    if config.natural:
-        gradient = natural_gradient(problem, policy.detach().softmax(-1), gradient)
-    return Update(parameters, parameters - config.step_size * gradient, batch, plain, objective)
+    return gradient
+
+
+def closed_form_gradient(tables: Tables, rollout: Rollout, batch: Batch, objective: Objective) -> Tensor:
+    r"""The same written out, for one-token rows with shares and an objective without penalties; several times faster.
+
+    g_t = -share weight A r [not clipped],   h_t = -share entropy_coef,   both over the number of tokens
+    d loss / d z(s, a) = sum_{t in (s, a)} g_t - pi_a sum_{t in s} g_t - pi_a (log pi_a + H) sum_{t in s} h_t
+    """
+    ratio = torch.exp(batch.logp - batch.old_logp)
+    gain = ratio * objective.advantage
+    kept = gain <= torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high) * objective.advantage
+    share = rollout.share / -rollout.share.shape[-2]
+    by_arm = _collected(share * objective.weight * gain * kept, rollout, tables)
+    by_state = by_arm.sum(-1, keepdim=True)
+    if objective.entropy_coef.any():
+        bonus = _collected(share * objective.entropy_coef, rollout, tables).sum(-1, keepdim=True)
+        by_state = by_state + bonus * (tables.logp + tables.entropy.unsqueeze(-1))
+    return by_arm - tables.probability * by_state
+
+
+def _collected(values: Tensor, rollout: Rollout, tables: Tables) -> Tensor:
+    """Sums [seeds, problems, states, arms] of values [seeds, problems, rows, 1] of one-token rows."""
+    states, arms = tables.logp.shape[-2:]
+    cell = rollout.arm if states == 1 else rollout.state * arms + rollout.arm
+    return (
+        torch.zeros_like(tables.logp)
+        .flatten(2)
+        .scatter_add_(-1, cell.squeeze(-1), values.squeeze(-1))
+        .view_as(tables.logp)
+    )

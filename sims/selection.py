@@ -8,12 +8,12 @@ from torch import Tensor
 
 from entropy_theory.decomposition import Parts, part_rows, point_rows, top_rows, within_between
 from entropy_theory.records import Batch
-from entropy_theory.softmax import collision
+from entropy_theory.softmax import collision, token_statistics
 from entropy_theory.tables import replace_rows
 from sims import bandit, cartpole
 from sims.bandit_config import BanditConfig
 from sims.bandit_problem import make_problem
-from sims.bandit_rollout import make_batch, pull
+from sims.bandit_rollout import make_batch, pull, tables_of
 from sims.cartpole_config import CartPoleConfig
 from sims.networks import actor
 from sims.trained import cartpole_rollout, states_after
@@ -34,7 +34,7 @@ def bandit_minibatch(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: int 
     logits = problem.parameters
     if rollouts:
         logits = states_after(bandit.train, config, [rollouts])[rollouts]["parameters"]
-    pulls = make_batch(logits, pull(config, problem, logits, rollouts))  # [seeds, problems, pulls, 1]
+    pulls = make_batch(tables_of(logits), pull(config, problem, logits, rollouts))  # [seeds, problems, pulls, 1]
     group = torch.arange(config.problems)[:, None].expand(-1, config.samples)
     tokens = {name: getattr(pulls, name).flatten(1, 2) for name in ("logp", "old_logp", "advantage", "mask", "entropy")}
     batch = Batch(**tokens, outcome=pulls.outcome.flatten(1, 2), group=group.expand_as(pulls.group).flatten(1, 2))
@@ -52,8 +52,9 @@ def cartpole_minibatch(seed: int = 0, rollouts: int = CARTPOLE_ROLLOUTS, seeds: 
     learner, transitions = cartpole_rollout(config, rollouts)
     minibatch = transitions.take(next(cartpole.shuffled(config, rollouts)))
     with torch.no_grad():
-        policy = actor(learner.networks, minibatch.observation)
-    return cartpole.make_batch(minibatch, policy), collision(policy).unsqueeze(-1)
+        policy = actor(learner.networks, minibatch.states)
+        logp, entropies = (x.unsqueeze(-1) for x in token_statistics(policy, minibatch.action.squeeze(-1)))
+    return cartpole.make_batch(minibatch, logp, entropies), collision(policy).unsqueeze(-1)
 
 
 def bandit_decomposition(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: int = 4) -> dict[str, Parts]:

@@ -28,15 +28,15 @@ def first_step(config: BanditConfig) -> tuple[torch.Tensor, torch.Tensor, torch.
     """Logits before and after the first update of a run and mean rewards, [seeds, problems, arms]; and the rollout."""
     problem = make_problem(config)
     rollout = ROLLOUTS[config.gradient](config, problem, problem.parameters, 0)
-    update = step(config, problem, rollout, problem.parameters)
-    return problem.parameters.squeeze(2), update.after.squeeze(2), problem.reward.squeeze(2), rollout
+    after = step(config, problem, rollout, problem.parameters)
+    return problem.parameters.squeeze(2), after.squeeze(2), problem.reward.squeeze(2), rollout
 
 
 def step(config, problem, rollout, parameters, control=None):
-    """One update, with the plain objective unless a control is given."""
+    """Parameters after one update, with the plain objective unless a control is given."""
     control = control or build("none", {})
     ones = torch.ones(problem.key.shape, dtype=torch.float64)
-    return step_parameters(config, control, problem, parameters, ones, rollout, control.init(ones))
+    return step_parameters(config, control, problem, parameters, ones, rollout, control.init(ones))[0]
 
 
 def closed_form(reward: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,11 +137,9 @@ def test_nothing_on_the_first_update_something_on_a_stale_one(control, settings)
     problem = make_problem(config)
     rollout = pull(config, problem, problem.parameters, 0)
     part = build(control, settings)
-    fresh = step(config, problem, rollout, problem.parameters).after
-    assert torch.equal(step(config, problem, rollout, problem.parameters, part).after, fresh)
-    assert not torch.equal(
-        step(config, problem, rollout, fresh, part).after, step(config, problem, rollout, fresh).after
-    )
+    fresh = step(config, problem, rollout, problem.parameters)
+    assert torch.equal(step(config, problem, rollout, problem.parameters, part), fresh)
+    assert not torch.equal(step(config, problem, rollout, fresh, part), step(config, problem, rollout, fresh))
 
 
 def test_entropy_collapses_without_control_and_less_with_kl_cov(tmp_path):

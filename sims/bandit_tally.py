@@ -1,0 +1,80 @@
+"""The pulls of a rollout counted: where every pull is one token, only its context, arm and reward matter.
+
+A control that treats each token by itself does the same to all pulls of one kind, so a gradient step needs the kinds
+and their counts: 2 arms a context in place of `samples` pulls. Controls that rank tokens see the pulls themselves.
+"""
+
+import importlib.util
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from entropy_theory.control import Control, Need
+from entropy_theory.softmax import finite_log_probs
+from sims.bandit_config import BanditConfig
+from sims.bandit_problem import Problem
+from sims.bandit_rollout import ADVANTAGES, Rollout, at_tokens, cumulative_of, first_states, pull
+
+WORTH_COMPILING = 2**26
+"""Pulls of a run from which on compiling the counting, seconds once in a process, pays."""
+
+
+def applies(config: BanditConfig, control: Control) -> bool:
+    """Whether training may count pulls: they are one token long, more than their kinds, and never compared."""
+    comparing = control.needs & {Need.SAMPLES, Need.WHOLE_GROUPS}
+    few_kinds = 2 * config.arms < config.samples
+    return config.gradient == "sampled" and config.family != "tree" and few_kinds and not comparing
+
+
+def count_pulls(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> Tensor:
+    """How often each arm of each drawn context earned 0 and 1, [seeds, problems, contexts, arms, 2] float64.
+
+    The pulls are those of `bandit_rollout.pull`; with Numba, in a run long enough, they are counted as they are drawn.
+    """
+    pulls = config.samples * config.rollouts * config.seeds * config.problems
+    if pulls < WORTH_COMPILING or importlib.util.find_spec("numba") is None:
+        return counted(config, pull(config, problem, policy, step))
+    from sims import bandit_tally_numba
+
+    context = first_states(config, problem, step)
+    return bandit_tally_numba.count_pulls(config, problem, cumulative_of(policy), context, step)
+
+
+def counted(config: BanditConfig, rollout: Rollout) -> Tensor:
+    """The counts of `count_pulls` from the pulls themselves."""
+    kind = (rollout.group * config.arms + rollout.arm.squeeze(-1)) * 2 + rollout.reward.long()
+    contexts = rollout.group.shape[-1] // config.samples
+    counts = torch.zeros(*kind.shape[:-1], contexts * config.arms * 2, dtype=torch.float64)
+    return counts.scatter_add_(-1, kind, torch.ones_like(rollout.reward)).unflatten(-1, (contexts, config.arms, 2))
+
+
+def as_rollout(config: BanditConfig, problem: Problem, policy: Tensor, counts: Tensor, step: int) -> Rollout:
+    """Pulls of every kind once, each with its share of the pulls; means over tokens are those over the pulls."""
+    context = first_states(config, problem, step)
+    contexts, arms = counts.shape[-3:-1]
+    shape = (*counts.shape[:2], contexts, arms, 2)
+    state = context[..., None, None].expand(shape).flatten(2).unsqueeze(-1)
+    arm = torch.arange(arms).unsqueeze(-1).expand(shape).flatten(2).unsqueeze(-1)
+    group = torch.arange(contexts)[:, None, None].expand(shape).flatten(2)
+    reward = torch.arange(2.0, dtype=torch.float64).expand(shape).flatten(2)
+    won = counts[..., 1].sum(-1).long()
+    advantage = _advantages(config.advantage, config.baseline, config.samples)[won].unsqueeze(-2).expand(shape)
+    return Rollout(
+        state=state,
+        arm=arm,
+        mask=torch.ones_like(arm, dtype=torch.bool),
+        old_logp=at_tokens(finite_log_probs(policy)[0], state, arm),
+        advantage=advantage.flatten(2).unsqueeze(-1),
+        reward=reward,
+        group=group,
+        share=(counts * (2 * arms / config.samples)).flatten(2).unsqueeze(-1),
+    )
+
+
+@lru_cache(maxsize=64)
+def _advantages(name: str, baseline: float, samples: int) -> Tensor:
+    """Advantage of a pull with reward 0 and 1 in a group with w rewards of 1, [samples + 1, 2]; w = 0 to samples."""
+    reward = (torch.arange(samples) < torch.arange(samples + 1).unsqueeze(-1)).double()
+    advantage = ADVANTAGES[name](reward, torch.zeros_like(reward, dtype=torch.int64), baseline)
+    return advantage[:, [-1, 0]]  # at w = 0 and w = samples one kind does not occur, and counts 0 times
