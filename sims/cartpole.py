@@ -13,7 +13,6 @@ from torch import Tensor
 from entropy_theory.control import Control, Need, check_needs
 from entropy_theory.controls import build
 from entropy_theory.draw import uniform
-from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.measure import (
     clip_fractions,
     entropy_change,
@@ -23,13 +22,23 @@ from entropy_theory.measure import (
     token_covariance,
 )
 from entropy_theory.records import Batch, Measurement, Objective, Sampling
-from entropy_theory.reduce import token_count, token_mean
+from entropy_theory.reduce import token_mean
 from entropy_theory.runs import Progress, Run
-from entropy_theory.softmax import collision, entropy, token_statistics
+from entropy_theory.softmax import collision, entropy
 from sims.cartpole_config import CartPoleConfig
-from sims.cartpole_env import Rollout, collect, env_state, finished_returns, make_env, outcomes, restore_env
-from sims.networks import Networks, actor, actor_critic, actor_numpy, init_networks, keep_freed_memory
-from sims.ppo import Transitions, adam_step, clip_gradients, gae, minibatch_indices, normalise, value_loss
+from sims.cartpole_env import (
+    Environments,
+    Rollout,
+    env_state,
+    finished_returns,
+    make_envs,
+    outcomes,
+    restore_env,
+)
+from sims.engine import Engine, Head, Outputs, load_engine, make_head, resolve_engine
+from sims.environments import ENVIRONMENTS
+from sims.networks import Networks, init_networks, keep_freed_memory
+from sims.ppo import Transitions, gae, minibatch_indices, normalise
 
 PROVIDES = frozenset({Need.ENTROPY_GRAD, Need.SAMPLES, Need.LOGIT_SCALE, Need.ACTIVATION, Need.SAMPLING})
 """What a control may ask of this world."""
@@ -37,8 +46,8 @@ PROVIDES = frozenset({Need.ENTROPY_GRAD, Need.SAMPLES, Need.LOGIT_SCALE, Need.AC
 WINDOW = 100
 """Finished episodes in the reported mean return."""
 
-ACTIONS, SHUFFLE, PROBE, WEIGHTS = 1, 2, 3, 4
-"""Streams of random numbers of one seed."""
+ACTIONS, SHUFFLE, PROBE, WEIGHTS, RESETS = 1, 2, 3, 4, 6
+"""Streams of random numbers of one seed; the weights take two."""
 
 
 def stream_keys(config: CartPoleConfig, stream: int) -> Tensor:
@@ -46,11 +55,17 @@ def stream_keys(config: CartPoleConfig, stream: int) -> Tensor:
     return config.seed + torch.arange(config.seeds) + (stream << 32)
 
 
+def reset_keys(config: CartPoleConfig, copies: int) -> Tensor:
+    """Draw keys of the first states of each copy of the environment, [seeds, copies]; it sits above the stream."""
+    return stream_keys(config, RESETS)[:, None] + (torch.arange(copies) << 40)
+
+
 class Learner(NamedTuple):
     """What is trained, and how; `first` and `second` are Adam's moments of each weight."""
 
     config: CartPoleConfig
     control: Control
+    engine: Engine
     networks: Networks
     first: Networks
     second: Networks
@@ -67,54 +82,48 @@ def make_learner(config: CartPoleConfig) -> Learner:
     """Fresh networks and moments. Raises ValueError if the control is unknown or does not fit this world."""
     control = build_control(config)
     key = torch.stack([stream_keys(config, WEIGHTS), stream_keys(config, WEIGHTS + 1)])
-    networks = init_networks(key, 4, config.hidden, 2, getattr(torch, config.dtype))
+    kind = ENVIRONMENTS[config.env]
+    networks = init_networks(key, kind.inputs, config.hidden, kind.actions, getattr(torch, config.dtype))
     first, second = (Networks(*map(torch.zeros_like, networks)) for _ in range(2))
-    return Learner(config, control, Networks(*(w.requires_grad_() for w in networks)), first, second)
+    networks = Networks(*(w.requires_grad_() for w in networks))
+    return Learner(config, control, load_engine(config.engine), networks, first, second)
 
 
-def at_temperature(control: Control, logits: Tensor, temperature: Tensor) -> Tensor:
-    """Logits of the policy that acts: activated, then divided by the temperature [seeds]."""
-    return control.activate(logits) / temperature[..., None, None]
-
-
-def sample_rollout(learner: Learner, env, temperature: Tensor, number: int) -> Rollout:
+def sample_rollout(learner: Learner, envs: Environments, head: Head, number: int) -> Rollout:
     """Let the policy act for `config.steps` steps in every environment."""
-    config, control = learner.config, learner.control
-    forward = actor_numpy(learner.networks)
-
-    def probability_of_one(observation):
-        policy = at_temperature(control, torch.from_numpy(forward(observation)), temperature)
-        return torch.sigmoid(policy[..., 1] - policy[..., 0]).numpy()
-
+    config = learner.config
     keys = stream_keys(config, ACTIONS)
     draws = uniform(keys, torch.full_like(keys, number), config.rollout_size)
-    shape = (config.seeds, config.envs, config.steps)
-    return collect(env, probability_of_one, draws.view(shape), getattr(torch, config.dtype))
+    draws = draws.view(config.seeds, config.envs, config.steps)
+    return learner.engine.collect(envs, learner.networks, head, draws, getattr(torch, config.dtype))
 
 
 @torch.no_grad()
-def make_transitions(learner: Learner, rollout: Rollout, temperature: Tensor) -> tuple[Transitions, Tensor]:
-    """Advantages and the sampling policy's log-probabilities; with its entropy at every state, [seeds, transitions].
+def make_transitions(learner: Learner, rollout: Rollout, head: Head) -> tuple[Transitions, Tensor]:
+    """Advantages and the sampling policy's log-probabilities; with its entropy at every state, [seeds, rows, 1].
 
     Advantages are normalised over the rollout's valid transitions of each seed, not per minibatch.
     """
     config, mask = learner.config, rollout.mask
-    logits, value = actor_critic(learner.networks, rollout.observation.flatten(1, 2))
+    out = learner.engine.forward(learner.networks, rollout.observation.flatten(1, 2))
     shape = (config.envs, config.steps + 1)
-    value = value.unflatten(1, shape)
-    policy = at_temperature(learner.control, logits, temperature).unflatten(1, shape)[:, :, :-1]
-    old_logp, entropies = token_statistics(policy, rollout.action)
+    value = out.value.unflatten(1, shape)
+    policy = head.policy(out.logits).unflatten(1, shape)[:, :, :-1].flatten(1, 2)
+    old_logp, entropies = learner.engine.statistics(policy, rollout.action.flatten(1, 2))
     advantage = gae(rollout.reward, value, rollout.terminated, rollout.truncated, config.gamma, config.gae_lambda)
-    fields = Transitions(
+    rows = torch.arange(config.rollout_size)
+    steps = Transitions(
         rollout.observation[:, :, :-1],
         rollout.action,
         mask,
-        old_logp,
+        old_logp.view(mask.shape),
         normalise(advantage, mask),
         advantage + value[..., :-1],
-        outcomes(rollout),
+        outcomes(rollout, ENVIRONMENTS[config.env]),
+        rows.expand(config.seeds, -1).view(mask.shape),  # every row on its own: this world has no groups
     )
-    return Transitions(*(f.flatten(1, 2) for f in fields)), entropies.flatten(1, 2)
+    *tokens, outcome, group = (field.flatten(1, 2) for field in steps)
+    return Transitions(*(field.unsqueeze(2) for field in tokens), outcome, group), entropies.unsqueeze(-1)
 
 
 def shuffled(config: CartPoleConfig, number: int) -> Iterator[Tensor]:
@@ -123,59 +132,65 @@ def shuffled(config: CartPoleConfig, number: int) -> Iterator[Tensor]:
     return minibatch_indices(keys, number, config.rollout_size, config.epochs, config.minibatches)
 
 
-def make_batch(transitions: Transitions, policy: Tensor) -> Batch:
-    """The record of these transitions under the policy as it is now (`policy`: its logits)."""
-    logp, entropies = token_statistics(policy, transitions.action)
-    rows = torch.arange(logp.shape[-1])
+def make_batch(minibatch: Transitions, logp: Tensor, entropies: Tensor) -> Batch:
+    """The record of these transitions under the policy as it is now, given its log-probabilities and entropies, E."""
     return Batch(
-        logp=logp.unsqueeze(-1),
-        old_logp=transitions.old_logp.unsqueeze(-1),
-        advantage=transitions.advantage.unsqueeze(-1),
-        mask=transitions.mask.unsqueeze(-1),
-        entropy=entropies.unsqueeze(-1),
-        outcome=transitions.outcome,
-        group=rows.expand_as(logp),  # every row on its own: this world has no groups
+        logp=logp,
+        old_logp=minibatch.old_logp,
+        advantage=minibatch.advantage,
+        mask=minibatch.mask,
+        entropy=entropies,
+        outcome=minibatch.outcome,
+        group=positions_of_groups(minibatch.group),
     )
 
 
-def ppo_loss(
-    config: CartPoleConfig, policy: Tensor, value: Tensor, minibatch: Transitions, batch: Batch, objective: Objective
-) -> Tensor:
-    """The control's objective plus `value_coef` times the value loss: a mean per seed, seeds summed.
-
-    Args:
-      policy, value: logits and values as the forward pass on `minibatch` gave them, with grad.
-    """
-    logp, entropies = token_statistics(policy * objective.logit_scale, minibatch.action)
-    losses = token_loss(logp.unsqueeze(-1), entropies.unsqueeze(-1), batch, objective)
-    errors = value_loss(value.unsqueeze(-1), minibatch.value_target.unsqueeze(-1), batch.mask)
-    return minibatch_loss(losses, token_count(objective.mask)) + config.value_coef * errors
+def positions_of_groups(group: Tensor) -> Tensor:
+    """The same groups, each named by the position of its first row, which lies in [0, rows); [seeds, rows] int64."""
+    seeds, rows = group.shape
+    first = torch.full((seeds, int(group.max()) + 1), rows)
+    first.scatter_reduce_(1, group, torch.arange(rows).expand_as(group), "amin")
+    return first.gather(1, group)
 
 
-def apply_update(learner: Learner, loss: Tensor, update: int) -> None:
-    """One step of Adam down the gradient of `loss`, after `update` steps before it."""
-    config = learner.config
-    gradients = torch.autograd.grad(loss, learner.networks)
-    clip_gradients(gradients, config.max_grad_norm)
-    rollout = update // config.updates_per_rollout
-    lr = config.lr * (1 - rollout / config.rollouts if config.anneal_lr else 1)
-    adam_step(learner.networks, gradients, learner.first, learner.second, update + 1, lr)
+def learning_rate(config: CartPoleConfig, update: int) -> float:
+    """Learning rate after `update` steps; it changes between rollouts."""
+    done = update // config.updates_per_rollout / config.rollouts
+    return config.lr * (1 - done if config.anneal_lr else 1)
+
+
+def apply_update(
+    learner: Learner,
+    head: Head,
+    outputs: Outputs,
+    minibatch: Transitions,
+    batch: Batch,
+    objective: Objective,
+    update: int,
+) -> None:
+    """One step of Adam down the gradient of the loss, after `update` steps before it."""
+    config, engine = learner.config, learner.engine
+    by_heads = engine.head_gradient(head, outputs, minibatch, batch, objective, config.value_coef)
+    gradients = engine.backward(learner.networks, outputs, *by_heads)
+    lr = learning_rate(config, update)
+    engine.adam(learner.networks, gradients, learner.first, learner.second, config.max_grad_norm, update + 1, lr)
 
 
 def choose_probe(config: CartPoleConfig, transitions: Transitions) -> Tensor:
-    """`config.probe_states` valid states of a rollout, drawn without replacement, [seeds, states, 4]."""
+    """`config.probe_states` valid states of a rollout, drawn without replacement, [seeds, states, inputs]."""
     keys = stream_keys(config, PROBE)
-    draws = uniform(keys, torch.zeros_like(keys), config.rollout_size)
-    order = draws.masked_fill(~transitions.mask, torch.inf).argsort(dim=-1)
-    return transitions.take(order[:, : config.probe_states]).observation
+    mask = transitions.mask.flatten(1)
+    draws = uniform(keys, torch.zeros_like(keys), mask.shape[1])
+    chosen = draws.masked_fill(~mask, torch.inf).argsort(dim=-1)[:, : config.probe_states]
+    return transitions.states.gather(1, chosen.unsqueeze(-1).expand(-1, -1, transitions.states.shape[-1]))
+
+
+def policy_at(learner: Learner, head: Head, states: Tensor) -> Tensor:
+    """The acting policy's logits at states [seeds, n, inputs], float64 so that differences are not rounded again."""
+    return head.policy(learner.engine.forward(learner.networks, states).logits).double()
 
 
 @torch.no_grad()
-def probe_policy(learner: Learner, probe: Tensor, temperature: Tensor) -> Tensor:
-    """Logits at the probe states, float64 so that differences of them are not rounded again."""
-    return at_temperature(learner.control, actor(learner.networks, probe), temperature).double()
-
-
 def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) -> None:
     """Train every seed; one line of metrics (lists over seeds) per rollout.
 
@@ -184,52 +199,53 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     learner = make_learner(config)
-    control, networks = learner.control, learner.networks
-    env = make_env(config.seeds * config.envs, config.seed)
+    control, engine, networks = learner.control, learner.engine, learner.networks
+    envs = make_envs(config.env, reset_keys(config, config.envs))
     like = torch.zeros(config.seeds, dtype=networks.bias_1.dtype)
     control_state, start, probe = control.init(like), 0, None
-    returns: list[list[int]] = [[] for _ in range(config.seeds)]
+    returns: list[list[float]] = [[] for _ in range(config.seeds)]
     if (saved := run.load_state()) is not None:
         start, control_state, probe, returns = (saved[k] for k in ("rollout", "control", "probe", "returns"))
         load_learner(learner, saved)
-        restore_env(env, saved["env"])
+        restore_env(envs, saved["env"])
 
     for number in range(start, config.rollouts):
         # sample
-        temperature = control.sample(Sampling(torch.ones_like(like)), control_state).temperature
+        head = make_head(control, control.sample(Sampling(torch.ones_like(like)), control_state).temperature)
         # rollout
-        rollout = sample_rollout(learner, env, temperature, number)
+        rollout = sample_rollout(learner, envs, head, number)
         returns = [(old + new)[-WINDOW:] for old, new in zip(returns, finished_returns(rollout), strict=True)]
         # advantage
-        transitions, entropies = make_transitions(learner, rollout, temperature)
-        metrics = measure_rollout(config, transitions, entropies, returns)
+        transitions, entropies = make_transitions(learner, rollout, head)
+        metrics = measure_rollout(transitions, entropies, returns)
         if probe is None:
             probe = choose_probe(config, transitions)
         first = number * config.updates_per_rollout
         for update, index in enumerate(shuffled(config, number), first):
             # edit
             minibatch = transitions.take(index)
-            logits, value = actor_critic(networks, minibatch.observation)
-            policy = at_temperature(control, logits, temperature)
+            outputs = engine.forward(networks, minibatch.states)
+            policy = head.policy(outputs.logits)
+            logp, now = (x.view(minibatch.mask.shape) for x in engine.statistics(policy, minibatch.action.flatten(1)))
             if update == first:
                 # Still the policy that sampled; another matrix shape may round it differently in the last bit, and
                 # a penalty on |log ratio| has a gradient of full size at 1e-8 and none at 0.
-                fresh, _ = token_statistics(policy.detach(), minibatch.action)
-                transitions = transitions._replace(old_logp=transitions.old_logp.scatter(1, index, fresh))
-                minibatch = minibatch._replace(old_logp=fresh)
-            batch = make_batch(minibatch, policy.detach())
+                where = index.unsqueeze(-1).expand_as(logp)
+                transitions = transitions._replace(old_logp=transitions.old_logp.scatter(1, where, logp))
+                minibatch = minibatch._replace(old_logp=logp)
+            batch = make_batch(minibatch, logp, now)
             plain = Objective.from_batch(batch, config.clip_low, config.clip_high)
             objective = control.edit(plain, batch, control_state)
             # update
             if update == first:
-                before = probe_policy(learner, probe, temperature)
-            apply_update(learner, ppo_loss(config, policy, value, minibatch, batch, objective), update)
+                before = policy_at(learner, head, probe)
+            apply_update(learner, head, outputs, minibatch, batch, objective, update)
             # measure
             if update == first:
-                metrics |= entropy_change(before, probe_policy(learner, probe, temperature))
-                after = probe_policy(learner, minibatch.observation, temperature)
-                metrics |= minibatch_change(batch, entropy(after).unsqueeze(-1))
-                metrics |= theorem_predictions(batch, collision(policy.detach()).unsqueeze(-1))
+                metrics |= entropy_change(before, policy_at(learner, head, probe))
+                after = entropy(policy_at(learner, head, minibatch.states))
+                metrics |= minibatch_change(batch, after.view(logp.shape))
+                metrics |= theorem_predictions(batch, collision(policy).view(logp.shape))
             if update == first + config.updates_per_rollout - 1:
                 metrics |= selection(plain, objective) | clip_fractions(batch, objective) | token_covariance(batch)
                 metrics["approx_kl"] = approximate_kl(batch)
@@ -246,12 +262,11 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
                 "probe": probe,
                 "returns": returns,
                 **learner_state(learner),
-                "env": env_state(env),
+                "env": env_state(envs),
             },
         )
         if progress:
             progress(number + 1, config.rollouts, line)
-    env.close()
 
 
 LEARNED = ("networks", "first", "second")
@@ -277,12 +292,11 @@ def approximate_kl(batch: Batch) -> Tensor:
     return token_mean(torch.expm1(log_ratio) - log_ratio, batch.mask)
 
 
-def measure_rollout(config, transitions: Transitions, entropies: Tensor, returns) -> dict:
+def measure_rollout(transitions: Transitions, entropies: Tensor, returns) -> dict:
     """Entropy of the policy that sampled and the returns so far; None where no episode has ended yet."""
-    mask = transitions.mask.unsqueeze(-1)
     return {
-        "entropy": token_mean(entropies.unsqueeze(-1), mask),
-        "sampled_entropy": -token_mean(transitions.old_logp.unsqueeze(-1), mask),
+        "entropy": token_mean(entropies, transitions.mask),
+        "sampled_entropy": -token_mean(transitions.old_logp, transitions.mask),
         "episode_return": [sum(r) / len(r) if r else None for r in returns],
         "episode_return_count": [len(r) for r in returns],
     }
@@ -298,30 +312,29 @@ def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """
     config = CartPoleConfig(seeds=2, total_timesteps=20 * 512, epochs=4, lr=2e-3, seed=seed)
     learner = make_learner(config)
-    env = make_env(config.seeds * config.envs, config.seed)
-    temperature = torch.ones(config.seeds)
+    envs = make_envs(config.env, reset_keys(config, config.envs))
+    head = make_head(learner.control, torch.ones(config.seeds))
     found = []
     for number in range(config.rollouts):
-        rollout = sample_rollout(learner, env, temperature, number)
-        transitions, _ = make_transitions(learner, rollout, temperature)
+        transitions, _ = make_transitions(learner, sample_rollout(learner, envs, head, number), head)
         for update, index in enumerate(shuffled(config, number), number * config.updates_per_rollout):
             minibatch = transitions.take(index)
-            policy, value = actor_critic(learner.networks, minibatch.observation)
-            batch = make_batch(minibatch, policy.detach())
-            loss = ppo_loss(config, policy, value, minibatch, batch, Objective.from_batch(batch))
-            apply_update(learner, loss, update)
+            outputs = learner.engine.forward(learner.networks, minibatch.states)
+            action = minibatch.action.flatten(1)
+            logp, entropies = (x.unsqueeze(-1) for x in learner.engine.statistics(outputs.logits, action))
+            batch = make_batch(minibatch, logp, entropies)
+            apply_update(learner, head, outputs, minibatch, batch, Objective.from_batch(batch), update)
             if update % config.updates_per_rollout in (0, config.updates_per_rollout - 1):
-                before, after = policy.detach().double(), probe_policy(learner, minibatch.observation, temperature)
-                chosen, action = torch.eye(2, dtype=torch.float64)[minibatch.action], minibatch.action.unsqueeze(-1)
-                centred = chosen - before.softmax(-1).gather(-1, action)
-                advantage = minibatch.advantage.double().unsqueeze(-1) * centred
-                for seed_mask, *records in zip(minibatch.mask, before, after - before, advantage, strict=True):
-                    found.append([record[seed_mask][:8] for record in records])
-    env.close()
+                before, after = outputs.logits.double(), policy_at(learner, head, minibatch.states)
+                chosen = torch.eye(2, dtype=torch.float64)[action]
+                centred = chosen - before.softmax(-1).gather(-1, action.unsqueeze(-1))
+                records = (before, after - before, minibatch.advantage.double() * centred)
+                for seed_mask, *of_seed in zip(minibatch.mask.squeeze(-1), *records, strict=True):
+                    found.append([record[seed_mask][:8] for record in of_seed])
     logits, change, advantage = (torch.cat(x) for x in zip(*found, strict=True))
     return logits, change, advantage
 
 
 def config_record(config: CartPoleConfig) -> dict:
-    """What config.json of a CartPole run holds."""
-    return {"world": "cartpole", **asdict(config)}
+    """What config.json of a CartPole run holds: the engine that "auto" means here, so that a resumed run keeps it."""
+    return {"world": "cartpole", **asdict(config), "engine": resolve_engine(config.engine)}

@@ -5,11 +5,15 @@ from typing import Literal
 
 from entropy_theory.ranges import require_at_least, require_choice, require_positive, require_share
 
+ENVS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0")
+
 
 @dataclass(frozen=True)
 class CartPoleConfig:
     """PPO on CartPole-v1, all seeds trained together as batched networks."""
 
+    env: Literal["CartPole-v1", "Acrobot-v1", "MountainCar-v0"] = "CartPole-v1"
+    """gymnasium's name of the environment."""
     control: str = "none"
     """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
     set: dict[str, float] = field(default_factory=dict)
@@ -48,9 +52,10 @@ class CartPoleConfig:
     """States per seed, from the first rollout, on which entropy changes are measured."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of networks and losses."""
+    engine: Literal["auto", "torch", "numba"] = "auto"
+    """What computes: torch, numba (faster; one that is compiled), or auto, the fastest that is installed."""
     seed: int = 0
-    """First seed. Weights, actions and shuffles of seed i do not depend on the number of seeds; the environments'
-    resets do (gymnasium draws them all from one generator)."""
+    """First seed. Nothing of seed i depends on the number of seeds: weights, first states, actions, shuffles."""
     threads: int = 1
     """CPU threads."""
 
@@ -74,7 +79,9 @@ class CartPoleConfig:
         require_at_least(self, 0, "value_coef")
         require_positive(self, "clip_low", "clip_high", "max_grad_norm")
         require_share(self, "gamma", "gae_lambda")
+        require_choice(self, "env", ENVS)
         require_choice(self, "dtype", ("float32", "float64"))
+        require_choice(self, "engine", ("auto", "torch", "numba"))
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr must lie in (0, 1], got {self.lr}")
         if self.total_timesteps < self.rollout_size:

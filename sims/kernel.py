@@ -53,8 +53,8 @@ def problem(seed: int = 0, rollouts: int = TRAINED, states: int | None = None, e
     """
     config = CartPoleConfig(seeds=1, seed=seed)
     learner, transitions = cartpole_rollout(config, rollouts)
-    valid = transitions.mask[0].nonzero().squeeze(-1)[:states]
-    observation = transitions.observation[0, valid].double()
+    valid = transitions.mask[0].flatten().nonzero().squeeze(-1)[:states]
+    observation = transitions.states[0, valid].double()
     parameters = {name: value[0] for name, value in actor_weights(learner.networks).items()}
 
     def policy(weights):
@@ -63,7 +63,7 @@ def problem(seed: int = 0, rollouts: int = TRAINED, states: int | None = None, e
     if exact:
         advantage = _values_after(learner.networks, observation, config.gamma)
     else:
-        action, sampled = transitions.action[0, valid], transitions.advantage[0, valid].double()
+        action, sampled = transitions.action[0].flatten()[valid], transitions.advantage[0].flatten()[valid].double()
         advantage = kernel.sampled_advantage(policy(parameters), action, sampled)
     return Problem(policy, parameters, advantage, torch.full((len(valid),), 1 / len(valid), dtype=torch.float64))
 

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from entropy_theory.draw import uniform
-from entropy_theory.reduce import token_mean
+from entropy_theory.loss import minibatch_loss, token_loss
+from entropy_theory.records import Batch, Objective
+from entropy_theory.reduce import token_count, token_mean
+from entropy_theory.softmax import token_statistics
 
 
 def gae(
@@ -102,9 +105,10 @@ def adam_step(
 
 
 class Transitions(NamedTuple):
-    """Steps of one rollout (or a minibatch of them), [seeds, transitions], to be learned from.
+    """What one rollout (or a minibatch of its rows) gives to learn from, E = [seeds, rows, steps].
 
-    observation [seeds, transitions, 4]; old_logp nats; advantage, value_target reward units; outcome in [0, 1].
+    A row is one transition (1 step) or one episode. observation E + [inputs]; old_logp nats; advantage, value_target
+    reward units; outcome in [0, 1] and group int64 [seeds, rows].
     """
 
     observation: Tensor
@@ -114,12 +118,33 @@ class Transitions(NamedTuple):
     advantage: Tensor
     value_target: Tensor
     outcome: Tensor
+    group: Tensor
+
+    @property
+    def states(self) -> Tensor:
+        """The observations as one list a seed, [seeds, rows * steps, inputs]."""
+        return self.observation.flatten(1, 2)
 
     def take(self, index: Tensor) -> "Transitions":
-        """The transitions at `index` [seeds, n], each seed its own."""
-        seeds, count = self.mask.shape
+        """The rows at `index` [seeds, n], each seed its own."""
+        seeds, count = self.outcome.shape
         flat = index + count * torch.arange(seeds).unsqueeze(-1)
         return Transitions(*(field.flatten(0, 1)[flat] for field in self))
+
+
+def ppo_loss(
+    policy: Tensor, value: Tensor, minibatch: Transitions, batch: Batch, objective: Objective, value_coef: float
+) -> Tensor:
+    """The control's objective plus `value_coef` times the value loss: a mean per seed, seeds summed.
+
+    Args:
+      policy: logits of the policy that acts [seeds, rows * steps, actions]; value: [seeds, rows * steps]; with grad.
+    """
+    shape = minibatch.mask.shape
+    scaled = policy.unflatten(1, shape[1:]) * objective.logit_scale.unsqueeze(-1)
+    losses = token_loss(*token_statistics(scaled, minibatch.action), batch, objective)
+    errors = value_loss(value.unflatten(1, shape[1:]), minibatch.value_target, batch.mask)
+    return minibatch_loss(losses, token_count(objective.mask)) + value_coef * errors
 
 
 def minibatch_indices(key: Tensor, step: int, count: int, epochs: int, minibatches: int) -> Iterator[Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sims import cartpole
 from sims.cartpole_config import CartPoleConfig
-from sims.cartpole_env import make_env, restore_env
+from sims.cartpole_env import make_envs, restore_env
+from sims.engine import make_head
 from sims.networks import ACTOR, Networks
 from sims.ppo import Transitions
 
@@ -59,18 +60,17 @@ def states_after(train: Callable, config: Any, steps: Iterable[int], start: Stat
 def cartpole_rollout(config: CartPoleConfig, rollouts: int) -> tuple[cartpole.Learner, Transitions]:
     """The CartPole learner after `rollouts` rollouts of training, and the transitions of the next one.
 
-    Returns: (learner, transitions [seeds, transitions]); the advantage is GAE, normalised as in training.
+    Returns: (learner, transitions [seeds, transitions, 1]); the advantage is GAE, normalised as in training.
     """
     learner = cartpole.make_learner(config)
-    env = make_env(config.seeds * config.envs, config.seed)
+    envs = make_envs(config.env, cartpole.reset_keys(config, config.envs))
     if rollouts:
         state = states_after(cartpole.train, config, [rollouts])[rollouts]
         cartpole.load_learner(learner, state)
-        restore_env(env, state["env"])
-    temperature = torch.ones(config.seeds, dtype=learner.networks.bias_1.dtype)
-    rollout = cartpole.sample_rollout(learner, env, temperature, rollouts)
-    env.close()
-    return learner, cartpole.make_transitions(learner, rollout, temperature)[0]
+        restore_env(envs, state["env"])
+    head = make_head(learner.control, torch.ones(config.seeds, dtype=learner.networks.bias_1.dtype))
+    rollout = cartpole.sample_rollout(learner, envs, head, rollouts)
+    return learner, cartpole.make_transitions(learner, rollout, head)[0]
 
 
 def actor_weights(networks: Networks) -> dict[str, Tensor]:

@@ -280,13 +280,13 @@ def test_cartpole_problem_is_the_policy_of_the_run():
     from sims.trained import cartpole_rollout
 
     learner, transitions = cartpole_rollout(CartPoleConfig(seeds=1, seed=3), 2)
-    valid = transitions.mask[0]
+    valid = transitions.mask[0].flatten()
     given = problem(seed=3, rollouts=2)
-    expected = actor(learner.networks, transitions.observation)[0, valid].detach()
+    expected = actor(learner.networks, transitions.states)[0, valid].detach()
     # float32 networks: sums of 64 terms of size 1, twice, tanh to 8 u
     assert (given.policy(given.parameters) - expected).abs().max() <= 200 * torch.finfo(torch.float32).eps
     assert given.weight.sum() == pytest.approx(1, rel=1e-12) and len(given.weight) == int(valid.sum())
-    action, advantage = transitions.action[0, valid], transitions.advantage[0, valid].double()
+    action, advantage = (x[0].flatten()[valid] for x in (transitions.action, transitions.advantage.double()))
     # the estimate at the sampled action is A (1 / pi - 1), of A's sign, and -A at the other
     other = given.advantage.gather(-1, 1 - action[:, None])[:, 0]
     assert (other + advantage).abs().max() == 0
@@ -312,7 +312,7 @@ def test_exact_cartpole_advantages_by_hand():
     given = problem(0, 1, states=5, exact=True)
     env = gymnasium.make("CartPole-v1").unwrapped
     env.reset(seed=0)
-    for state, advantage in zip(transitions.observation[0][:5], given.advantage, strict=True):
+    for state, advantage in zip(transitions.states[0][:5], given.advantage, strict=True):
         for action in (0, 1):
             env.state, env.steps_beyond_terminated = state.double().numpy(), None
             after, _, fell, _, _ = env.step(action)

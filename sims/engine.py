@@ -1,0 +1,116 @@
+"""What the training loop asks of the networks, so that one loop runs on several engines.
+
+The engine in torch is the reference; every other is tested against it. The loss is `token_loss` in all of them.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from entropy_theory.control import Control, Need
+from entropy_theory.records import Batch, Objective
+from entropy_theory.softmax import token_statistics
+from sims.cartpole_env import Environments, Rollout, collect
+from sims.networks import Networks, actor_critic
+from sims.ppo import Transitions, adam_step, clip_gradients, ppo_loss
+
+
+class Outputs(NamedTuple):
+    """One forward pass: logits [seeds, states, actions] and value [seeds, states], without grad.
+
+    kept: whatever the engine's backward pass needs.
+    """
+
+    logits: Tensor
+    value: Tensor
+    kept: Any
+
+
+class Head(NamedTuple):
+    """From the networks' logits to those of the policy that acts.
+
+    activate: the control's; temperature: [seeds]; plain: both leave the logits as they are.
+    """
+
+    activate: Callable[[Tensor], Tensor]
+    temperature: Tensor
+    plain: bool
+
+    def policy(self, logits: Tensor) -> Tensor:
+        """Logits [seeds, states, actions], activated, then divided by the temperature."""
+        return logits if self.plain else self.activate(logits) / self.temperature[..., None, None]
+
+
+def make_head(control: Control, temperature: Tensor) -> Head:
+    """The control's policy head at this temperature [seeds]."""
+    return Head(control.activate, temperature, Need.ACTIVATION not in control.needs and bool((temperature == 1).all()))
+
+
+class Engine(NamedTuple):
+    """The costly functions of the loop; everything is batched over seeds and no seed's numbers enter another's.
+
+    collect:   (environments, networks, head, draws [seeds, envs, steps], dtype) -> Rollout
+    forward:   (networks, observation [seeds, states, inputs]) -> Outputs
+    statistics: (policy's logits [seeds, states, actions], action [seeds, states]) -> (logp, entropy) [seeds, states]
+    head_gradient: (head, outputs, minibatch, batch, objective, value_coef) -> derivatives of the loss by
+               (logits, value); records are E = [seeds, rows, steps] with rows * steps the states of the outputs
+    backward:  (networks, outputs, d_logits, d_value) -> gradients, as `Networks`
+    adam:      (networks, gradients, first, second, max_norm, step, lr): clips each seed's gradient, then one step of
+               Adam, in place; step counts from 1
+    """
+
+    collect: Callable[[Environments, Networks, Head, Tensor, torch.dtype], Rollout]
+    forward: Callable[[Networks, Tensor], Outputs]
+    statistics: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    head_gradient: Callable[[Head, Outputs, Transitions, Batch, Objective, float], tuple[Tensor, Tensor]]
+    backward: Callable[[Networks, Outputs, Tensor, Tensor], Networks]
+    adam: Callable[[Networks, Networks, Networks, Networks, float, int, float], None]
+
+
+def _forward(networks: Networks, observation: Tensor) -> Outputs:
+    with torch.enable_grad():
+        graph = actor_critic(networks, observation)
+    return Outputs(*(output.detach() for output in graph), graph)
+
+
+def head_gradient(
+    head: Head, outputs: Outputs, minibatch: Transitions, batch: Batch, objective: Objective, value_coef: float
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of `ppo_loss` by the networks' logits and values, by autograd on these alone."""
+    logits, value = (output.detach().requires_grad_() for output in outputs[:2])
+    with torch.enable_grad():
+        loss = ppo_loss(head.policy(logits), value, minibatch, batch, objective, value_coef)
+    return torch.autograd.grad(loss, (logits, value))
+
+
+def _backward(networks: Networks, outputs: Outputs, d_logits: Tensor, d_value: Tensor) -> Networks:
+    return Networks(*torch.autograd.grad(outputs.kept, networks, (d_logits, d_value)))
+
+
+def _adam(networks, gradients, first, second, max_norm: float, step: int, lr: float) -> None:
+    clip_gradients(gradients, max_norm)
+    adam_step(networks, gradients, first, second, step, lr)
+
+
+TORCH = Engine(collect, _forward, token_statistics, head_gradient, _backward, _adam)
+
+ENGINES: dict[str, Callable[[], Engine]] = {"torch": lambda: TORCH}
+"""Engines by name, loaded when chosen. The preferred one comes last."""
+
+REQUIRES = {"torch": "torch"}
+"""The package that each engine needs."""
+
+
+def resolve_engine(name: str) -> str:
+    """The engine meant by a setting: "auto" is the fastest whose package is installed."""
+    if name != "auto":
+        return name
+    return [known for known in ENGINES if importlib.util.find_spec(REQUIRES[known])][-1]
+
+
+def load_engine(name: str) -> Engine:
+    """The engine of this name, or the one that "auto" stands for."""
+    return ENGINES[resolve_engine(name)]()
