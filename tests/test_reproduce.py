@@ -176,7 +176,7 @@ def test_bad_settings_are_named_before_anything_starts(tmp_path, capsys, text, m
 
 def test_the_shipped_settings_are_the_promised_runs():
     """Five controls in every world; at least 20, 10 and 3 seeds."""
-    found = settings.jobs(settings.load(None), settings.Path("out"))
+    found = settings.training_runs(settings.load(None), settings.Path("out"))
     for world, seeds in (("bandit", 20), ("cartpole", 10), ("llm", 3)):
         chosen = [job for job in found if job.world == world]
         assert {job.control for job in chosen} == {"none", "clip_higher", "entropy_bonus", "clip_cov", "kl_cov"}

@@ -23,6 +23,7 @@ COMMANDS = {
     "study kernel": ("studies", "kernel", "Theorem 1 in networks: entropy change with and without the logit kernel."),
     "study tokens": ("studies", "tokens", "Which tokens the score of Clip-Cov and KL-Cov ranks first, in all worlds."),
     "study chaos": ("studies", "chaos", "Lyapunov exponents and dimensions of bandit and CartPole against entropy."),
+    "ablate": ("ablate", "main", "Run a sweep, on this machine, Ray or Slurm; tables, statistics and a figure."),
     "conformance": ("commands", "conformance", "List or export golden batches for testing other trainers."),
     "reproduce": ("reproduce", "main", "The main job: check, then all worlds and controls, then a report."),
 }

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from entropy_theory.ranges import check_types, flat
+
 
 def parse(command: str, options: type, arguments: Sequence[str], description: str) -> Any:
     """An instance of the dataclass `options` from the arguments, over the TOML file given by --config.
@@ -17,13 +19,18 @@ def parse(command: str, options: type, arguments: Sequence[str], description: st
     """
     arguments, file = _take_config(list(arguments))
     default = _from_toml(options, file) if file else options()
+    words = _repeated(options, _whole_flags(options, arguments))
     shared = getattr(default, "set", {})
+    if isinstance(shared, dict):  # `ablate` takes --set as words
+        words = _split_settings(words)
+    else:
+        shared = {}
     if shared:  # tyro would turn the entries of a non-empty dict into options of their own
         default = dataclasses.replace(default, set={})
     parsed = tyro.cli(
         options,
         prog=f"entropy-theory {command}",
-        args=_split_settings(_repeated(options, _whole_flags(options, arguments))),
+        args=words,
         default=default,
         description=f"{description} --config FILE.toml sets any of the options below; later arguments win.",
         config=(tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff),
@@ -92,35 +99,8 @@ def _from_toml(options: type, file: str) -> Any:
         if key not in known:
             raise ValueError(f"--config {file}: unknown key {key!r}; known keys are {', '.join(known)}")
     if "set" in values:
-        values["set"] = _flat(values["set"])
+        values["set"] = flat(values["set"])
     return check_types(options, values, f"--config {file}")
-
-
-def check_types(options: type, values: dict[str, Any], where: str) -> Any:
-    """`options(**values)` after a check that each value has the type of the field's default."""
-    for field in dataclasses.fields(options):
-        if field.name not in values or field.default is dataclasses.MISSING:
-            continue
-        value, wanted = values[field.name], type(field.default)
-        if isinstance(field.default, Path | None):  # every option without a default value is a path
-            wanted = str
-        if wanted is float and type(value) is int:
-            values[field.name] = float(value)
-        elif wanted is tuple and type(value) is list:
-            values[field.name] = tuple(value)
-        elif type(value) is not wanted:
-            raise ValueError(f"{where}: {field.name} must be of type {wanted.__name__}, got {value!r}")
-        elif isinstance(field.default, Path | None):
-            values[field.name] = Path(value)
-    return options(**values)
-
-
-def _flat(settings: dict, prefix: str = "") -> dict[str, float]:
-    """{"kl_cov": {"fraction": 0.02}} and {"kl_cov.fraction": 0.02} both as the latter."""
-    flat = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _split_settings(arguments: list[str]) -> list[str]:

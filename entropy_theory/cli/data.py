@@ -21,7 +21,7 @@ from entropy_theory.cli.results import (
     results_cells,
     results_table,
 )
-from entropy_theory.cli.settings import Job
+from entropy_theory.cli.settings import TrainingRun
 from entropy_theory.controls import resolve
 from entropy_theory.fit import fit_entropy_reward, mean_interval
 from entropy_theory.tables import write_csv
@@ -48,7 +48,7 @@ class Tables(NamedTuple):
     checked: dict[str, Any]
 
 
-def write_data(todo: Sequence[Job], out: Path) -> Tables:
+def write_data(todo: Sequence[TrainingRun], out: Path) -> Tables:
     """Read every run, write out/data/*.csv, and return the tables."""
     data = out / "data"
     data.mkdir(exist_ok=True)
@@ -82,7 +82,7 @@ def write_data(todo: Sequence[Job], out: Path) -> Tables:
     )
 
 
-def parameter_lines(todo: Sequence[Job]) -> list[str]:
+def parameter_lines(todo: Sequence[TrainingRun]) -> list[str]:
     """One line per world with the resolved parameters of each control."""
     found: dict[str, dict[str, str]] = {world: {} for world in REWARD}
     for job in todo:
@@ -92,7 +92,7 @@ def parameter_lines(todo: Sequence[Job]) -> list[str]:
     return [f"{world}: {'; '.join(controls.values())}" for world, controls in found.items() if controls]
 
 
-def collect(todo: Sequence[Job]) -> list[Curves]:
+def collect(todo: Sequence[TrainingRun]) -> list[Curves]:
     """Curves of every world and control, in the order of the settings."""
     folders: dict[tuple[str, str], list[Path]] = {}
     for job in todo:

@@ -1,17 +1,15 @@
 """`entropy-theory reproduce`: check, every control in every world, then tables, figures and a report."""
 
-import multiprocessing
-import os
-import signal
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from entropy_theory.cli.arguments import parse
-from entropy_theory.cli.progress import bar
-from entropy_theory.cli.settings import Job, jobs, load
+from entropy_theory.cli.engines import Job, Tell, carry_out
+from entropy_theory.cli.engines.local import LocalEngine
+from entropy_theory.cli.settings import TrainingRun, load, training_runs
+from entropy_theory.cli.worlds import train_run
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def main(name: str, text: str, arguments: list[str]) -> int:
     options = parse(name, ReproduceOptions, arguments, text)
     start = time.monotonic()
     settings = load(options.settings)
-    todo = jobs(settings, options.out)
+    todo = training_runs(settings, options.out)
 
     from entropy_theory.runs import Run
 
@@ -61,86 +59,30 @@ def main(name: str, text: str, arguments: list[str]) -> int:
     return 0 if tables.checked["agrees"] else 1
 
 
-def run_jobs(todo: list[Job], options: ReproduceOptions) -> list[str]:
-    """Run the check and all jobs in worker processes; returns one line per failure."""
-    context = multiprocessing.get_context("spawn")
-    ticks = context.SimpleQueue()
-    workers = min(options.workers or os.cpu_count() or 1, len(todo) + 1)
-    waiting = [job for job in todo if not _done(job.folder)]
-    total = sum(job.weight for job in waiting) + CHECK_WEIGHT
-    # one thread a worker: two threads beside another busy process are slower than one
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with (
-        bar(total, "reproduce", unit="s") as progress,
-        ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(ticks,)) as pool,
-    ):
-        futures: dict[Future, str] = {}
-        try:
-            futures[pool.submit(_check, options.instances, options.out)] = "check"
-            for index, job in enumerate(waiting):
-                futures[pool.submit(_train, index, job)] = f"{job.world} {job.control} ({job.folder})"
-            return _follow(futures, ticks, waiting, progress)
-        except BaseException:
-            # futures are not cancelled: the thread of the pool would fail on those when it ends them
-            for process in list(pool._processes.values()):
-                process.terminate()
-            raise
+def run_jobs(todo: list[TrainingRun], options: ReproduceOptions) -> list[str]:
+    """Run the check and all training runs in worker processes; returns one line per failure."""
+    jobs = [Job("check", CHECK_WEIGHT, _note(options.out, "check"), _check, (options.instances, options.out))]
+    for run in todo:
+        name = f"{run.world} {run.control} ({run.folder})"
+        note = _note(options.out, *run.folder.relative_to(options.out / "runs").parts)
+        jobs.append(Job(name, run.weight, note, train_run, (run.world, run.config, run.folder, run.seed)))
+    with LocalEngine(options.workers) as engine:
+        notes = carry_out(engine, jobs, "reproduce")
+    return [
+        f"failed: {job.name}: {note['reason']}"
+        for job, note in zip(jobs, notes, strict=True)
+        if note["status"] != "done"
+    ]
 
 
 CHECK_WEIGHT = 30.0
 
 
-def _follow(futures: dict[Future, str], ticks, waiting: list[Job], progress) -> list[str]:
-    """Draw progress until every future is done; returns one line per failure."""
-    shares = [0.0] * len(waiting)
-    pending, failures, checked = set(futures), [], 0.0
-    while pending:
-        done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-        while not ticks.empty():
-            index, share = ticks.get()
-            shares[index] = share
-        for future in done:
-            if future.exception() is not None:
-                failures.append(f"failed: {futures[future]}: {future.exception()}")
-            elif futures[future] == "check":
-                checked = CHECK_WEIGHT
-        complete = checked + sum(s * job.weight for s, job in zip(shares, waiting, strict=True))
-        progress.set_postfix_str(f"{len(futures) - len(pending)}/{len(futures)} jobs done", refresh=False)
-        progress.update(complete - progress.n)
-    return failures
+def _note(out: Path, *names: str) -> Path:
+    return out / "progress" / ("-".join(names) + ".json")
 
 
-_ticks = None
-
-
-def _start_worker(ticks) -> None:
-    global _ticks
-    _ticks = ticks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent ends these
-
-
-def _done(folder: Path) -> bool:
-    return (folder / "done").exists()
-
-
-def _train(index: int, job: Job) -> None:
-    from entropy_theory.cli import worlds
-
-    last = 0.0
-
-    def show(done: int, total: int, line: dict) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 0.5 or done == total:
-            last = now
-            _ticks.put((index, done / total))
-
-    worlds.train(job.world, job.config, job.folder, job.seed, show)
-    (job.folder / "done").touch()
-    _ticks.put((index, 1.0))
-
-
-def _check(instances: int, out: Path) -> None:
+def _check(instances: int, out: Path, tell: Tell) -> None:
     import torch
 
     from entropy_theory import claims

@@ -30,29 +30,42 @@ class Curves(NamedTuple):
 
 
 def read_curves(folders: Sequence[Path], world: str, control: str) -> Curves:
-    """All seeds of one control: one directory whose metrics are lists over seeds, or one directory per seed."""
+    """All seeds of one control: one directory whose metrics are lists over seeds, or one directory per seed.
+
+    What is logged in some lines only (a measurement every n steps) is NaN in the others.
+    """
     runs = [read_metrics(folder) for folder in folders]
     steps = np.array([line["step"] for line in runs[0]])
-    names = [name for name in runs[0][0] if name != "step"]
-    columns = {}
-    for name in names:
-        values = [[_numbers(line.get(name)) for line in run] for run in runs]  # runs x T x seeds
-        if all(v is not None for run in values for v in run):
-            columns[name] = np.concatenate([np.array(run, float).T for run in values])
-    return Curves(world, control, steps, columns)
+    names = dict.fromkeys(name for run in runs for line in run for name in line if name != "step")
+    columns = {name: [_column(run, name) for run in runs] for name in names}
+    numbers = {name: parts for name, parts in columns.items() if all(part is not None for part in parts)}
+    return Curves(world, control, steps, {name: np.concatenate(parts) for name, parts in numbers.items()})
 
 
-def _numbers(value) -> list[float] | None:
-    """A logged value as a list over seeds; None for what is no number or list of numbers."""
-    if isinstance(value, str | dict):
+def _column(run: Sequence[dict], name: str) -> np.ndarray | None:
+    """One metric of one run, [seeds, T]; None for what is no number or list of numbers."""
+    values = [line.get(name) for line in run]
+    if any(isinstance(value, str | dict) for value in values):
         return None
-    return [np.nan if v is None else v for v in (value if isinstance(value, list) else [value])]
+    seeds = max(len(value) if isinstance(value, list) else 1 for value in values)
+    rows = [value if isinstance(value, list) else [value] * seeds for value in values]
+    return np.array(rows, float).T  # None becomes NaN
 
 
 def final(values: np.ndarray) -> np.ndarray:
-    """Mean over the last `FINAL_SHARE` of the steps, per seed."""
+    """Mean over the last `FINAL_SHARE` of the steps at which there is a value, per seed; NaN where there is none."""
+    there = ~np.isnan(values).all(axis=tuple(range(values.ndim - 1)))
+    values = values[..., there]
     count = max(1, round(FINAL_SHARE * values.shape[-1]))
-    return values[..., -count:].mean(-1)
+    return mean_of_numbers(values[..., -count:])
+
+
+def mean_of_numbers(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; NaN where nothing is."""
+    if not np.isnan(values).any() and values.shape[-1]:
+        return values.mean(-1)
+    count = np.isfinite(values).sum(-1)
+    return np.where(count > 0, np.nansum(values, -1) / np.maximum(count, 1), np.nan)
 
 
 def final_row(curves: Curves, baseline: Curves | None = None) -> dict:

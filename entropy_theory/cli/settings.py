@@ -5,11 +5,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropy_theory.cli.arguments import check_types
 from entropy_theory.cli.worlds import WORLDS, config_class, run_folders
+from entropy_theory.ranges import check_types
 
 
-class Job(NamedTuple):
+class TrainingRun(NamedTuple):
     """One run directory to be trained, and its share of the whole work (seconds on one core, measured once)."""
 
     world: str
@@ -36,7 +36,7 @@ def load(file: Path | None) -> dict[str, Any]:
         raise ValueError(f"--settings {file} is not valid TOML: {error}") from None
 
 
-def jobs(settings: dict[str, Any], out: Path) -> list[Job]:
+def training_runs(settings: dict[str, Any], out: Path) -> list[TrainingRun]:
     """Every run directory, the longest first. ValueError names an unknown world, key, control or parameter."""
     from entropy_theory.controls import build
 
@@ -60,8 +60,8 @@ def jobs(settings: dict[str, Any], out: Path) -> list[Job]:
                 )
             build(config.control, config.set)
             for folder, seed in run_folders(world, config, out / "runs" / world / control):
-                found.append(Job(world, control, config, folder, seed, WEIGHTS[world]))
-    return sorted(found, key=lambda job: -job.weight)
+                found.append(TrainingRun(world, control, config, folder, seed, WEIGHTS[world]))
+    return sorted(found, key=lambda run: -run.weight)
 
 
 def parameter_names(control: str, parameters: dict[str, Any]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from entropy_theory.cli.engines import Tell
     from entropy_theory.runs import Progress
 
 WORLDS = ("bandit", "cartpole", "llm")
@@ -26,6 +27,20 @@ def config_class(world: str) -> type:
     from llm.config import TrainConfig
 
     return TrainConfig
+
+
+def estimated_seconds(world: str, config: Any) -> float:
+    """About how long the runs of a config take on one core, from one measurement of each world's default config."""
+    seconds, work = COSTS[world]
+    return seconds * work(config) / work(config_class(world)())
+
+
+COSTS = {
+    "bandit": (5.0, lambda c: c.seeds * c.problems * c.rollouts * c.updates_per_rollout * c.tokens),
+    "cartpole": (35.0, lambda c: c.seeds * c.total_timesteps * c.epochs),
+    "llm": (87.0, lambda c: c.seeds * c.rollouts * c.prompts_per_rollout * c.group_size),
+}
+"""Seconds of each world's default config, and what they are proportional to."""
 
 
 def run_folders(world: str, config: Any, out: Path) -> list[tuple[Path, int]]:
@@ -58,6 +73,16 @@ def train(world: str, config: Any, folder: Path, seed: int, progress: "Progress 
             module.train_seed(config, seed, run, progress)
         else:
             module.train(config, run, progress)
+
+
+def train_run(world: str, config: Any, folder: Path, seed: int, tell: "Tell") -> None:
+    """`train` as a job of an engine."""
+    train(world, config, folder, seed, lambda done, total, line: tell(done / total))
+
+
+def check_control(world: str, config: Any) -> None:
+    """Raise ValueError if the config's control is unknown, has no such parameter or does not fit the world."""
+    _module(world).build_control(config)
 
 
 def _module(world: str):

@@ -1,0 +1,148 @@
+"""`entropy-theory ablate`: the runs of a sweep on any engine, then tables, statistics and a figure."""
+
+import importlib
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from entropy_theory.cli.arguments import parse
+from entropy_theory.cli.engines import ENGINES, Engine, Job, Place, carry_out
+from entropy_theory.cli.sweep_files import listing, load
+from entropy_theory.cli.worlds import check_control, estimated_seconds, run_folders, train_run
+from entropy_theory.sweeps import Point, Sweep, resolved
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """Options of `ablate`."""
+
+    name: tyro.conf.Positional[str] = ""
+    """A sweep of the packages (--list shows them) or a TOML file."""
+    list: bool = False
+    """Show the sweeps that there are, and do nothing."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Processes of this machine, a Ray cluster (extra ray), or a Slurm job array (extra slurm)."""
+    workers: int = 0
+    """Runs at the same time, one core each; 0 for one per core (Slurm: as many as it lets)."""
+    address: str = ""
+    """An existing Ray cluster; RAY_ADDRESS if not given, and one of this machine if that is not set either."""
+    slurm: tuple[str, ...] = ()
+    """Slurm's or submitit's parameters as key=value, for example partition=cpu timeout_min=60."""
+    set: tuple[str, ...] = ()
+    """A field of the base config, or NAME.parameter, as key=value; repeatable."""
+    seeds: int = 0
+    """Seeds in place of the sweep's; 0 for the sweep's."""
+    only: tuple[int, ...] = ()
+    """Only the runs of these indices."""
+    tune: int = 0
+    """Trials of a search for each run's parameters, on the sweep's tuning seeds (extra tune); 0 for none."""
+    out: Path | None = None
+    """Directory of the results, resumed if it exists; runs/ablate/NAME if not given."""
+
+    def __post_init__(self):
+        for key in ("workers", "seeds", "tune"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
+
+
+def main(name: str, text: str, arguments: list[str]) -> int:
+    """The command; exit status 1 if a run failed."""
+    options = parse(name, AblateOptions, arguments, text)
+    if options.list:
+        print(listing())
+        return 0
+    if not options.name:
+        raise ValueError("ablate needs the name of a sweep or a TOML file; `entropy-theory ablate --list` shows them")
+    overrides = _pairs("--set", options.set) | ({"seeds": options.seeds} if options.seeds else {})
+    sweep = load(options.name, {key: _value(text) for key, text in overrides.items()})
+    chosen = _chosen(sweep, options.only)
+    for point in sweep.points:
+        check_control(sweep.world, point.config)
+    if options.tune:
+        from entropy_theory.cli.tuning import check
+
+        check(sweep)
+    out = options.out or Path("runs/ablate") / sweep.name
+    place = Place(options.workers, out / "slurm", options.address, _pairs("--slurm", options.slurm))
+
+    from entropy_theory.runs import Run
+
+    with Run(out, resolved(sweep) | {"tune": options.tune}), ENGINES[options.engine](place) as engine:
+        if options.tune:
+            from entropy_theory.cli.tuning import tune
+
+            sweep = tune(sweep, chosen, options.tune, engine, out)
+        train(sweep, chosen, engine, out)
+    return report(sweep, out)
+
+
+def train(sweep: Sweep, chosen: list[int], engine: Engine, out: Path) -> None:
+    """Train the chosen runs that are not done; whether they failed stands in their notes."""
+    jobs = [job for index in chosen for job in jobs_of(sweep.world, sweep.points[index], out)]
+    carry_out(engine, sorted(jobs, key=lambda job: -job.weight), sweep.name)
+
+
+def jobs_of(world: str, point: Point, out: Path) -> list[Job]:
+    """The jobs of one run: one for a vectorised sim, one per seed for the LLM."""
+    folders = run_folders(world, point.config, out / point.folder)
+    weight = estimated_seconds(world, point.config) / len(folders)
+    return [
+        Job(
+            f"{point.folder} seed {seed}" if len(folders) > 1 else point.folder,
+            weight,
+            note_path(out, folder),
+            train_run,
+            (world, point.config, folder, seed),
+        )
+        for folder, seed in folders
+    ]
+
+
+def note_path(out: Path, folder: Path) -> Path:
+    """The file of a run directory's note."""
+    return out / "progress" / ("-".join(folder.relative_to(out).parts) + ".json")
+
+
+def report(sweep: Sweep, out: Path) -> int:
+    """Write tables and figure of what is done so far and print them; returns the exit status."""
+    from entropy_theory.cli.sweep_results import table, write_results
+
+    results = write_results(sweep, out)
+    print(table(sweep, results))
+    print(f"tables:  {out / 'results.parquet'}, " + ", ".join(map(str, results.files)))
+    if results.files:
+        figure = importlib.import_module(f"paper_figs.{sweep.figure or 'ablation'}")
+        drawn = figure.draw(out / "data", out) if sweep.figure else figure.draw(out / "data", out, sweep.name)
+        print(f"figure:  {drawn}")
+    failed = [row for row in results.rows if row["status"] == "failed"]
+    for row in failed:
+        print(f"failed: run {row['index']} ({row['label']}): {row['reason']}", file=sys.stderr)
+    if failed:
+        print("the same command tries these again and keeps the rest", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _chosen(sweep: Sweep, only: tuple[int, ...]) -> list[int]:
+    for index in only:
+        if not 0 <= index < len(sweep.points):
+            raise ValueError(f"--only {index}: the runs of sweep {sweep.name} are 0 to {len(sweep.points) - 1}")
+    return sorted(set(only)) if only else list(range(len(sweep.points)))
+
+
+def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:
+    for word in words:
+        if "=" not in word.strip("="):
+            raise ValueError(f"{option} takes key=value, got {word!r}")
+    return dict(word.split("=", 1) for word in words)
+
+
+def _value(text: Any) -> Any:
+    """A value as TOML would read it; what is no TOML is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,51 @@
+"""Where sweeps lie: the packages' own, sims/sweeps/NAME.toml and llm/sweeps/NAME.toml, or any TOML file."""
+
+import functools
+import importlib.resources
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from entropy_theory.cli.worlds import WORLDS, config_class, estimated_seconds
+from entropy_theory.sweeps import Sweep, parse
+
+PACKAGES = ("sims", "llm")
+
+
+def committed() -> dict[str, Any]:
+    """The files of the sweeps that come with the packages, by name."""
+    folders = [importlib.resources.files(package).joinpath("sweeps") for package in PACKAGES]
+    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.name.endswith(".toml")]
+    return {file.name.removesuffix(".toml"): file for file in sorted(files, key=lambda file: file.name)}
+
+
+def load(name: str, overrides: Mapping[str, Any]) -> Sweep:
+    """The sweep `name`, one of the packages' or the path of a TOML file, with parts of its base config overridden.
+
+    Raises: ValueError, one sentence, if there is no such sweep or something in it is wrong.
+    """
+    known = committed()
+    file = known.get(name, Path(name))
+    try:
+        table = tomllib.loads(file.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(
+            f"there is no sweep {name!r}; give the path of a TOML file or one of {', '.join(known)}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"sweep {name} is not valid TOML: {error}") from None
+    worlds = {world: functools.partial(config_class, world) for world in WORLDS}
+    return parse(file.name.removesuffix(".toml"), table, worlds, overrides)
+
+
+def listing() -> str:
+    """Name, size, time and description of every sweep of the packages."""
+    lines = []
+    for name in committed():
+        sweep = load(name, {})
+        seconds = sum(estimated_seconds(sweep.world, point.config) for point in sweep.points)
+        runs = f"{len(sweep.points)} run{'s' * (len(sweep.points) != 1)} of {sweep.seeds} seeds"
+        minutes = f"about {max(1, round(seconds / 60))} min of one core"
+        lines.append(f"{name} ({sweep.world}; {runs}; {minutes})\n    {sweep.description}")
+    return "\n".join(lines)
