@@ -25,12 +25,14 @@ from entropy_theory.lyapunov import (
     tangent_step,
 )
 from entropy_theory.softmax import entropy
-from sims.cartpole_env import MAX_STEPS
 from sims.cartpole_map import FORCE, fallen, first_states, move
+from sims.environments import ENVIRONMENTS
 from sims.trained import actor_logits
 
 SEPARATIONS = (1e-2, 1e-6)
 """Lengths to which the separation of two trajectories under common noise is set back."""
+
+MAX_STEPS = ENVIRONMENTS["CartPole-v1"].max_steps
 
 SETTLE = 100
 """Steps before those that count, on which the tangent frame turns to its directions."""

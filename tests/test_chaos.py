@@ -195,10 +195,10 @@ def test_states_beyond_the_run_are_refused(steps):
 
 def test_the_plain_actor_is_the_actor():
     learner, transitions = cartpole_rollout(CartPoleConfig(seeds=2, dtype="float64"), 0)
-    expected = actor(learner.networks, transitions.observation)
-    found = actor_logits(actor_weights(learner.networks), transitions.observation)
+    expected = actor(learner.networks, transitions.states)
+    found = actor_logits(actor_weights(learner.networks), transitions.states)
     assert (found - expected).abs().max() <= 1e4 * U  # tanh of two libraries to 8 u each, sums of 64 terms
-    one = actor_logits({n: w[1] for n, w in actor_weights(learner.networks).items()}, transitions.observation[1])
+    one = actor_logits({n: w[1] for n, w in actor_weights(learner.networks).items()}, transitions.states[1])
     assert (one - expected[1]).abs().max() <= 1e4 * U
 
 
