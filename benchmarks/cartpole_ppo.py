@@ -70,7 +70,7 @@ def flops_per_step(inputs: int = 4, hidden: int = HIDDEN, actions: int = 2) -> i
 # --- what runs in a process of its own ----------------------------------------------------------------------------
 
 
-def train_ours(seeds: int, steps: int, threads: int, seed: int) -> list[int | None]:
+def train_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> list[int | None]:
     """One training; steps to return of each seed."""
     from entropy_theory.runs import Run
     from sims.cartpole import config_record, train
@@ -90,6 +90,7 @@ def train_ours(seeds: int, steps: int, threads: int, seed: int) -> list[int | No
         hidden=HIDDEN,
         seed=seed,
         threads=threads,
+        engine=engine,
     )
     reached: list[int | None] = [None] * seeds
 
@@ -104,12 +105,12 @@ def train_ours(seeds: int, steps: int, threads: int, seed: int) -> list[int | No
     return reached
 
 
-def measure_ours(seeds: int, steps: int, threads: int, seed: int) -> dict:
+def measure_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> dict:
     """One training after a short one of the same shapes."""
     start = time.perf_counter()
-    train_ours(seeds, 2 * ENVS * STEPS, threads, seed)
+    train_ours(seeds, 2 * ENVS * STEPS, threads, seed, engine)
     warm, warm_cpu = time.perf_counter(), time.process_time()
-    reached = train_ours(seeds, steps, threads, seed)
+    reached = train_ours(seeds, steps, threads, seed, engine)
     taken, taken_cpu = time.perf_counter() - warm, time.process_time() - warm_cpu
     done = seeds * (steps // (ENVS * STEPS)) * ENVS * STEPS
     return {
@@ -153,23 +154,23 @@ def finish(process: subprocess.Popen) -> dict | float:
     return json.loads(out.splitlines()[-1])
 
 
-def words_for(name: str, seeds: int, steps: int, seed: int, threads: int) -> list:
+def words_for(name: str, seeds: int, steps: int, seed: int, threads: int, engine: str) -> list:
     """Command line of one contender."""
     size = ["--seeds", seeds, "--steps", steps, "--seed", seed]
     return {
-        OURS: [sys.executable, __file__, "--contender", "ours", "--threads", threads, *size],
+        OURS: [sys.executable, __file__, "--contender", "ours", "--engine", engine, "--threads", threads, *size],
         JAX: [PEER_PYTHON, HERE / "peers" / "purejaxrl_ppo.py", *size],
         JAX_DETAILS: [PEER_PYTHON, HERE / "peers" / "purejaxrl_ppo.py", *size, "--details", *DETAILS],
         CLEANRL: [sys.executable, HERE / "peers" / "cleanrl_ppo.py", *size],
     }[name]
 
 
-def measure(name: str, seeds: int, steps: int, seed: int, processors: list[int]) -> dict:
+def measure(name: str, seeds: int, steps: int, seed: int, processors: list[int], engine: str) -> dict:
     """Run one contender to its end."""
     if name == JAX_SPLIT:
         share = seeds // 2
         halves = [
-            start(words_for(JAX, share, steps, seed + k * share, 1), 1, {processor})
+            start(words_for(JAX, share, steps, seed + k * share, 1, engine), 1, {processor})
             for k, processor in enumerate(processors[:2])
         ]
         first, second = map(finish, halves)
@@ -180,7 +181,7 @@ def measure(name: str, seeds: int, steps: int, seed: int, processors: list[int])
             "steps_to_return": first["steps_to_return"] + second["steps_to_return"],
         }
     threads = 1 if name == CLEANRL else len(processors)
-    return finish(start(words_for(name, seeds, steps, seed, threads), threads, set(processors)))
+    return finish(start(words_for(name, seeds, steps, seed, threads, engine), threads, set(processors)))
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def speed(names: list[str], options, processors: list[int]) -> None:
         gemm.append(finish(start(sgemm, threads, set(processors))))
         for name in names:
             seeds, steps = sizes.get(name, (options.seeds, options.speed_steps))
-            found[name].append(measure(name, seeds, steps, 1000 * number, processors))
+            found[name].append(measure(name, seeds, steps, 1000 * number, processors, options.engine))
         print(f"round {number + 1} of {options.rounds} done, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     print(f"\n{'':26}{'seeds':>6}{'steps/s':>11}{'steps/CPU s':>13}{'ours / it':>11}{'wanted':>8}{'compile s':>11}")
     own = [x["steps_per_second"] for x in found[OURS]]
@@ -227,7 +228,7 @@ def learning(names: list[str], options, processors: list[int]) -> None:
     print(f"\n{'':26}{'seeds':>6}{'median steps':>14}{'95 % interval':>22}{'never':>7}{'steps/s':>12}")
     found = {}
     for name in names:
-        result = measure(name, options.seeds, options.steps, 0, processors)
+        result = measure(name, options.seeds, options.steps, 0, processors, options.engine)
         reached = result["steps_to_return"]
         steps = np.array([options.steps if x is None else x for x in reached], float)
         low, high = interval(steps)
@@ -267,20 +268,23 @@ def main() -> None:
     parser.add_argument("--speed-steps", type=int, default=51_200, help="the same, speed")
     parser.add_argument("--cleanrl-steps", type=int, default=10_240, help="the same, CleanRL's one seed")
     parser.add_argument("--threads", type=int, default=2, help="processors that every contender may use")
+    parser.add_argument("--engine", default="auto", choices=("auto", "torch", "numba"), help="ours")
     parser.add_argument("--skip", nargs="*", default=[], help="speed, learning, purejaxrl or cleanrl")
     parser.add_argument("--contender", choices=("ours", "sgemm"), help="measure this one and print one line of JSON")
     parser.add_argument("--seed", type=int, default=0, help="first seed, for --contender")
     options = parser.parse_args()
     if options.contender == "ours":
-        print(json.dumps(measure_ours(options.seeds, options.steps, options.threads, options.seed)))
+        print(json.dumps(measure_ours(options.seeds, options.steps, options.threads, options.seed, options.engine)))
         return
     if options.contender == "sgemm":
         print(json.dumps(measure_sgemm(options.threads)))
         return
+    from sims.engine import resolve_engine
+
     processors = sorted(os.sched_getaffinity(0))[: options.threads]
     print(
         f"{len(processors)} processors, load {os.getloadavg()[0]:.1f}; {', '.join(THREAD_VARIABLES)} = "
-        f"{len(processors)} (1 for CleanRL)"
+        f"{len(processors)} (1 for CleanRL); our engine: {resolve_engine(options.engine)}"
     )
     names = list(available(options.skip))
     if "speed" not in options.skip:
