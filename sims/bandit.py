@@ -29,7 +29,7 @@ from sims.bandit_measure import (
     measure_shift,
 )
 from sims.bandit_problem import Problem, make_problem
-from sims.bandit_rollout import ROLLOUTS, make_batch, pull, tables_of
+from sims.bandit_rollout import ROLLOUTS, Rollout, make_batch, pull, tables_of
 from sims.bandit_update import edited, policy_of, step_parameters
 
 BLOCK = 2**16
@@ -60,6 +60,18 @@ class Learner(NamedTuple):
     control: State
 
 
+def draw(
+    config: BanditConfig, control: Control, problem: Problem, policy: Tensor, number: int, keep: bool
+) -> tuple[Rollout, Rollout | None]:
+    """The rollout to train on, and the one to measure (None unless to be kept): kinds of pulls, and single pulls."""
+    if not bandit_tally.applies(config, control):
+        rollout = ROLLOUTS[config.gradient](config, problem, policy, number)
+        return rollout, rollout
+    pulls = pull(config, problem, policy, number) if keep else None
+    counts = bandit_tally.counted(config, pulls) if keep else bandit_tally.count_pulls(config, problem, policy, number)
+    return bandit_tally.as_rollout(config, problem, policy, counts, number), pulls
+
+
 class Watch(NamedTuple):
     """What is looked at in a rollout: `record` for its line of metrics, `measure` for the theory as well."""
 
@@ -70,27 +82,16 @@ class Watch(NamedTuple):
 def train_rollout(
     config: BanditConfig, control: Control, problem: Problem, learner: Learner, number: int, watch: Watch
 ) -> tuple[Learner, dict[str, Tensor]]:
-    """One rollout and its updates; metrics [seeds, problems] of what is watched.
-
-    Where `bandit_tally.applies`, pulls are counted for training; measured are the pulls themselves.
-    """
+    """One rollout and its updates; metrics [seeds, problems] of what is watched."""
     parameters, control_state = learner
     plain = Sampling(torch.ones(problem.key.shape, dtype=parameters.dtype))
-    metrics, tallied = {}, bandit_tally.applies(config, control)
+    metrics = {}
 
     # sample
     temperature = control.sample(plain, control_state).temperature
     policy = first = policy_of(control, problem, parameters, temperature)
     # rollout, advantage
-    if watch.record or not tallied:
-        pulls = rollout = ROLLOUTS[config.gradient](config, problem, policy, number)
-    if tallied:
-        drawn = (
-            bandit_tally.counted(config, pulls)
-            if watch.record
-            else bandit_tally.count_pulls(config, problem, policy, number)
-        )
-        rollout = bandit_tally.as_rollout(config, problem, policy, drawn, number)
+    rollout, pulls = draw(config, control, problem, policy, number, watch.record)
     if watch.record:
         metrics |= measure_rollout(problem, policy, pulls)
     for update in range(config.updates_per_rollout):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.control import Control, State
+from entropy_theory.covariances import TOKENS
 from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.records import Batch, Objective
 from entropy_theory.reduce import token_count
@@ -63,10 +64,10 @@ def autograd_gradient(policy: Tensor, rollout: Rollout, batch: Batch, objective:
     """Derivative of the minibatch's loss by the policy's logits, through `loss.token_loss`."""
     leaf = policy.clone().requires_grad_()
     now = make_batch(tables_of(leaf), rollout)
-    loss = token_loss(now.logp, now.entropy, batch, objective)
+    loss, count = token_loss(now.logp, now.entropy, batch, objective), token_count(objective.mask)
     if rollout.share is not None:
-        loss = loss * rollout.share
-    (gradient,) = torch.autograd.grad(minibatch_loss(loss, token_count(objective.mask)), leaf)
+        loss, count = loss * rollout.share, _total(rollout.share * objective.mask)
+    (gradient,) = torch.autograd.grad(minibatch_loss(loss, count), leaf)
     return gradient
 
 
@@ -79,13 +80,19 @@ def closed_form_gradient(tables: Tables, rollout: Rollout, batch: Batch, objecti
     ratio = torch.exp(batch.logp - batch.old_logp)
     gain = ratio * objective.advantage
     kept = gain <= torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high) * objective.advantage
-    share = rollout.share / -rollout.share.shape[-2]
+    share = rollout.share * objective.mask
+    share = share / -_total(share)[..., None, None]
     by_arm = _collected(share * objective.weight * gain * kept, rollout, tables)
     by_state = by_arm.sum(-1, keepdim=True)
     if objective.entropy_coef.any():
         bonus = _collected(share * objective.entropy_coef, rollout, tables).sum(-1, keepdim=True)
         by_state = by_state + bonus * (tables.logp + tables.entropy.unsqueeze(-1))
     return by_arm - tables.probability * by_state
+
+
+def _total(share: Tensor) -> Tensor:
+    """Sum of the shares of valid tokens, above 0 so that an empty mask divides to 0, [seeds, problems]."""
+    return share.sum(TOKENS).clamp(min=torch.finfo(share.dtype).tiny)
 
 
 def _collected(values: Tensor, rollout: Rollout, tables: Tables) -> Tensor:
