@@ -28,6 +28,8 @@ class BanditConfig:
     """Independent repetitions, trained together."""
     problems: int = 8
     """Bandits per seed; metrics are means over them. Problem p has the same arms in every seed."""
+    own_problems: bool = False
+    """Give each seed problems of its own, so that seeds differ by their bandits too, not by their pulls alone."""
     arms: int = 10
     """Actions K."""
     states: int = 8

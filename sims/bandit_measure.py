@@ -82,7 +82,8 @@ def measure_first(config: BanditConfig, problem: Problem, step: Step, rollout: R
     """Predictions and measurement for a rollout's first update, where every ratio is 1 as the theorems assume.
 
     `theorem_1` and `theorem_2` use the exact advantage A(s, a) = Q - V of the step dz(s) = step_size d(s) pi o A(s),
-    or step_size A(s) for the natural gradient.
+    or step_size A(s) for the natural gradient. Their errors are absolute, |measured - predicted| in each state (in the
+    minibatch, against Theorem 1 with its own sampled advantages), so that over problems they do not cancel.
 
     Args:
       rollout: the tokens of the step's minibatch.
@@ -98,12 +99,19 @@ def measure_first(config: BanditConfig, problem: Problem, step: Step, rollout: R
         "theorem_1": theorem_1(before, share.unsqueeze(-1) * advantage, config.step_size),
         "theorem_2": theorem_2(before, advantage, config.step_size),
     }
+    errors = {
+        f"{name}_error": by_state["measured_entropy_change"] - by_state[name] for name in ("theorem_1", "theorem_2")
+    }
     batch = make_batch(tables_of(before), rollout)
     standing = batch if rollout.share is None else replace(batch, advantage=batch.advantage * rollout.share)
+    rates = theorem_predictions(standing, at_states(collision(before), rollout.state))
+    on_minibatch = _minibatch_change(batch, entropy(after), rollout)
     return {
         **{name: (share * value).sum(-1) for name, value in by_state.items()},
-        **theorem_predictions(standing, at_states(collision(before), rollout.state)),
-        "minibatch_entropy_change": _minibatch_change(batch, entropy(after), rollout),
+        **{name: (share * value.abs()).sum(-1) for name, value in errors.items()},
+        **rates,
+        "minibatch_entropy_change": on_minibatch,
+        "minibatch_theorem_1_error": (on_minibatch - config.step_size * rates["theorem_1_per_step_size"]).abs(),
         **through_kernel(step, rollout, share),
     }
 

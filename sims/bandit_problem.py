@@ -64,7 +64,7 @@ def logits_of(problem: Problem, parameters: Tensor) -> Tensor:
 
 
 class Drawn(NamedTuple):
-    """What a family chooses, one for each problem: rewards, and the logits at the start or None, [problems, cells]."""
+    """What a family chooses for each problem drawn: rewards, and the logits at the start or None, [problems, cells]."""
 
     reward: Tensor
     logits: Tensor | None
@@ -74,9 +74,14 @@ class Drawn(NamedTuple):
 _REWARDS, _LOGITS, _FEATURES = -1, -2, -3
 
 
+def _keys(config: BanditConfig) -> Tensor:
+    """A key for each seed and problem, [seeds, problems]; problem numbers sit above any seed, so none is shared."""
+    return config.seed + torch.arange(config.seeds)[:, None] + (torch.arange(config.problems) << 32)
+
+
 def _uniform(config: BanditConfig, which: int, count: int) -> Tensor:
-    """`count` numbers in [0, 1) for each problem."""
-    problem = torch.arange(config.problems)
+    """`count` numbers in [0, 1) for each problem that is drawn: those of all seeds, or one lot for every seed."""
+    problem = _keys(config).flatten() if config.own_problems else torch.arange(config.problems)
     return uniform(problem, torch.full_like(problem, which), count)
 
 
@@ -163,28 +168,27 @@ def all_sequences(child: Tensor, start: Tensor, depth: int) -> Sequences:
 
 
 def make_problem(config: BanditConfig) -> Problem:
-    """The bandits of a run: problem p is the same in every seed; a draw key per seed and problem."""
+    """The bandits of a run, the same in every seed unless each has its own; a draw key per seed and problem."""
     states, arms, depth = config.state_count, config.arms, config.depth if config.family == "tree" else 1
     child = token_tree(arms, depth) if config.family == "tree" else torch.full((states, arms), -1)
     start = torch.zeros(states, dtype=torch.float64)
     start[: states if config.family == "contextual" else 1] = 1.0
     drawn = FAMILIES[config.family](config)
-    reward = drawn.reward.view(-1, states, arms).masked_fill(child >= 0, 0.0)
     lead = (config.seeds, config.problems)
+    own = lead if config.own_problems else (1, config.problems)
+    reward = drawn.reward.view(*own, states, arms).masked_fill(child >= 0, 0.0)
     features, parameters = None, drawn.logits
     if config.features:
         # variance 1 in all, so that the initial logits have the standard deviation prior_scale here too
         features = _normal(config, _FEATURES, config.cells * config.features) / config.features**0.5
-        features = features.view(-1, states, arms, config.features).expand(*lead, states, arms, config.features)
+        features = features.view(*own, states, arms, -1).expand(*lead, states, arms, config.features)
         parameters = config.prior_scale * _normal(config, _LOGITS, config.features)
     shape = (config.features,) if config.features else (states, arms)
-    # the problem number sits above any seed, so that no two replicas share a key
-    key = config.seed + torch.arange(config.seeds)[:, None] + (torch.arange(config.problems) << 32)
     return Problem(
         reward=reward.expand(*lead, states, arms),
-        parameters=parameters.view(-1, *shape).expand(*lead, *shape).clone(),
+        parameters=parameters.view(*own, *shape).expand(*lead, *shape).clone(),
         features=features,
-        key=key,
+        key=_keys(config),
         child=child,
         start=start / start.sum(),
         depth=depth,
