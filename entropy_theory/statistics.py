@@ -194,7 +194,9 @@ def _tasks(scores: ArrayLike) -> list[np.ndarray]:
 
 def _draw_counts(seeds: int, rng: np.random.Generator) -> np.ndarray:
     """How often each seed is in each resample, [BAND_RESAMPLES, seeds]."""
-    return rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=BAND_RESAMPLES).astype(float)
+    drawn = rng.integers(seeds, size=(BAND_RESAMPLES, seeds))
+    first = np.arange(BAND_RESAMPLES)[:, None] * seeds
+    return np.bincount((drawn + first).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)
 
 
 def _percentiles(resampled: np.ndarray) -> np.ndarray:

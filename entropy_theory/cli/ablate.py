@@ -10,10 +10,10 @@ from typing import Any, Literal
 import tyro
 
 from entropy_theory.cli.arguments import parse
-from entropy_theory.cli.engines import ENGINES, Engine, Job, Place, carry_out
-from entropy_theory.cli.sweep_files import listing, load
-from entropy_theory.cli.worlds import check_control, estimated_seconds, run_folders, train_run
-from entropy_theory.sweeps import Point, Sweep, resolved
+from entropy_theory.cli.engines import ENGINES, Engine, Place, carry_out
+from entropy_theory.cli.sweep_files import jobs_of, listing, load
+from entropy_theory.cli.worlds import check_control
+from entropy_theory.sweeps import Sweep, resolved
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def main(name: str, text: str, arguments: list[str]) -> int:
 
     from entropy_theory.runs import Run
 
-    with Run(out, resolved(sweep) | {"tune": options.tune}), ENGINES[options.engine](place) as engine:
+    tuning = {"trials": options.tune, **(sweep.tune._asdict() if options.tune else {})}
+    with Run(out, resolved(sweep) | {"tune": tuning}), ENGINES[options.engine](place) as engine:
         if options.tune:
             from entropy_theory.cli.tuning import tune
 
@@ -84,27 +85,6 @@ def train(sweep: Sweep, chosen: list[int], engine: Engine, out: Path) -> None:
     """Train the chosen runs that are not done; whether they failed stands in their notes."""
     jobs = [job for index in chosen for job in jobs_of(sweep.world, sweep.points[index], out)]
     carry_out(engine, sorted(jobs, key=lambda job: -job.weight), sweep.name)
-
-
-def jobs_of(world: str, point: Point, out: Path) -> list[Job]:
-    """The jobs of one run: one for a vectorised sim, one per seed for the LLM."""
-    folders = run_folders(world, point.config, out / point.folder)
-    weight = estimated_seconds(world, point.config) / len(folders)
-    return [
-        Job(
-            f"{point.folder} seed {seed}" if len(folders) > 1 else point.folder,
-            weight,
-            note_path(out, folder),
-            train_run,
-            (world, point.config, folder, seed),
-        )
-        for folder, seed in folders
-    ]
-
-
-def note_path(out: Path, folder: Path) -> Path:
-    """The file of a run directory's note."""
-    return out / "progress" / ("-".join(folder.relative_to(out).parts) + ".json")
 
 
 def report(sweep: Sweep, out: Path) -> int:

@@ -1,4 +1,4 @@
-"""Where sweeps lie: the packages' own, sims/sweeps/NAME.toml and llm/sweeps/NAME.toml, or any TOML file."""
+"""Sweeps on disk: their TOML files, the packages' own or any other, and the run directories of one."""
 
 import functools
 import importlib.resources
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from entropy_theory.cli.worlds import WORLDS, config_class, estimated_seconds
-from entropy_theory.sweeps import Sweep, parse
+from entropy_theory.cli.engines import Job
+from entropy_theory.cli.worlds import WORLDS, config_class, estimated_seconds, run_folders, train_run
+from entropy_theory.sweeps import Point, Sweep, parse
 
 PACKAGES = ("sims", "llm")
 
@@ -49,3 +50,24 @@ def listing() -> str:
         minutes = f"about {max(1, round(seconds / 60))} min of one core"
         lines.append(f"{name} ({sweep.world}; {runs}; {minutes})\n    {sweep.description}")
     return "\n".join(lines)
+
+
+def jobs_of(world: str, point: Point, out: Path) -> list[Job]:
+    """The jobs of one run: one for a vectorised sim, one per seed for the LLM."""
+    folders = run_folders(world, point.config, out / point.folder)
+    weight = estimated_seconds(world, point.config) / len(folders)
+    return [
+        Job(
+            f"{point.folder} seed {seed}" if len(folders) > 1 else point.folder,
+            weight,
+            note_path(out, folder),
+            train_run,
+            (world, point.config, folder, seed),
+        )
+        for folder, seed in folders
+    ]
+
+
+def note_path(out: Path, folder: Path) -> Path:
+    """The file of a run directory's note."""
+    return out / "progress" / ("-".join(folder.relative_to(out).parts) + ".json")

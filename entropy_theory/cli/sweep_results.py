@@ -8,6 +8,7 @@ import numpy as np
 
 from entropy_theory.cli.engines import read_note
 from entropy_theory.cli.results import REWARD, Curves, align, final, mean_of_numbers, read_curves
+from entropy_theory.cli.sweep_files import note_path
 from entropy_theory.cli.worlds import run_folders
 from entropy_theory.statistics import (
     Interval,
@@ -40,8 +41,6 @@ class Results(NamedTuple):
 
 def write_results(sweep: Sweep, out: Path) -> Results:
     """Write all tables of what is done so far."""
-    from entropy_theory.cli.ablate import note_path
-
     rows, curves = [], {}
     for point in sweep.points:
         folders = run_folders(sweep.world, point.config, out / point.folder)
