@@ -97,20 +97,57 @@ def _adam(networks, gradients, first, second, max_norm: float, step: int, lr: fl
 
 TORCH = Engine(collect, _forward, token_statistics, head_gradient, _backward, _adam)
 
-ENGINES: dict[str, Callable[[], Engine]] = {"torch": lambda: TORCH}
-"""Engines by name, loaded when chosen. The preferred one comes last."""
 
-REQUIRES = {"torch": "torch"}
-"""The package that each engine needs."""
+class Maker(NamedTuple):
+    """How an engine is had.
+
+    package: what must be installed; extra: of this project, that installs it
+    make:    number of threads -> the engine
+    shares:  whether its threads are torch's; one with threads of its own leaves torch a single one, since torch's
+             arrays are small beside it and its idle threads would take the processors
+    """
+
+    package: str
+    extra: str
+    make: Callable[[int], Engine]
+    shares: bool
+
+
+def _numba(threads: int) -> Engine:
+    from sims.numba_engine import make_engine
+
+    return make_engine(threads)
+
+
+ENGINES = {
+    "torch": Maker("torch", "", lambda threads: TORCH, True),
+    "numba": Maker("numba", "fast", _numba, False),
+}
+"""Engines by name; the preferred one comes last."""
 
 
 def resolve_engine(name: str) -> str:
-    """The engine meant by a setting: "auto" is the fastest whose package is installed."""
-    if name != "auto":
-        return name
-    return [known for known in ENGINES if importlib.util.find_spec(REQUIRES[known])][-1]
+    """The engine meant by a setting: "auto" is the fastest whose package is installed.
+
+    Raises: ValueError if the package of the engine named is not installed.
+    """
+    installed = [known for known, maker in ENGINES.items() if importlib.util.find_spec(maker.package)]
+    if name == "auto":
+        return installed[-1]
+    if name not in installed:
+        maker = ENGINES[name]
+        raise ValueError(
+            f"engine {name!r} needs the package {maker.package}: pip install 'entropy-theory[{maker.extra}]', "
+            "or choose engine 'torch'"
+        )
+    return name
 
 
-def load_engine(name: str) -> Engine:
-    """The engine of this name, or the one that "auto" stands for."""
-    return ENGINES[resolve_engine(name)]()
+def load_engine(name: str, threads: int = 1) -> Engine:
+    """The engine of this name, or the one that "auto" stands for, on so many threads. Errors as `resolve_engine`."""
+    return ENGINES[resolve_engine(name)].make(threads)
+
+
+def torch_threads(name: str, threads: int) -> int:
+    """How many of a run's threads are torch's."""
+    return threads if ENGINES[resolve_engine(name)].shares else 1

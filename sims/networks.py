@@ -60,7 +60,7 @@ def init_networks(key: Tensor, inputs: int, hidden: int, actions: int, dtype: to
         "critic_weight": orthogonal(critic, 2, hidden, 1, 1.0),
     }
     biases = {name.replace("weight", "bias"): torch.zeros_like(weight[..., :1, :]) for name, weight in weights.items()}
-    return Networks(**{name: value.to(dtype) for name, value in (weights | biases).items()})
+    return Networks(**{name: value.to(dtype).contiguous() for name, value in (weights | biases).items()})
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,185 @@
+"""The engine compiled by Numba: the functions of `sims.engine.Engine`, seeds in parallel, one seed in the cache.
+
+Equal to the engine in torch up to rounding (tests), and its results depend neither on the number of threads nor on the
+seeds beside. Sums of the networks may be contracted to fused operations; the environments' steps may not.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entropy_theory.records import Batch, Objective
+from entropy_theory.reduce import token_count
+from sims import engine as generic
+from sims.cartpole_env import Environments, Rollout
+from sims.engine import Engine, Head, Outputs
+from sims.networks import Networks
+from sims.numba_engine import adam, head, passes
+from sims.numba_engine.collect import COLLECT, Copies, Records
+from sims.numba_engine.threads import over_seeds
+from sims.numba_engine.tile import padded
+from sims.ppo import Transitions
+
+KERNELS = (
+    *COLLECT.values(),
+    passes.forward,
+    passes.backward,
+    head.statistics,
+    head.policy_gradient,
+    head.value_gradient,
+    adam.clipped_adam,
+)
+"""Compiled functions that are kept on disk."""
+
+
+def _forget_outdated() -> None:
+    """Delete kept code older than any file here: Numba itself looks only at the file of the function it kept."""
+    newest = max(file.stat().st_mtime for file in Path(__file__).parent.glob("*.py"))
+    for kernel in KERNELS:
+        for index in Path(kernel.stats.cache_path).glob(f"*.{kernel.__name__}-*.nbi"):
+            if index.stat().st_mtime < newest:
+                index.unlink(missing_ok=True)
+
+
+_forget_outdated()
+
+
+def _array(tensor: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
+    """The tensor's memory, or a copy in C order (and of this dtype) where it is laid out otherwise."""
+    return tensor.detach().to(dtype or tensor.dtype).contiguous().numpy()
+
+
+def _arrays(tensors: Iterable[Tensor]) -> Networks:
+    """The memory of weights, or of what has their shapes; Adam writes into it."""
+    arrays = Networks(*(tensor.detach().numpy() for tensor in tensors))
+    assert all(array.flags.c_contiguous for array in arrays), "the weights are not laid out in C order"
+    return arrays
+
+
+def collect(
+    threads: int, envs: Environments, networks: Networks, policy: Head, draws: Tensor, dtype: torch.dtype
+) -> Rollout:
+    """As `cartpole_env.collect`, which does it where the control changes the policy's logits."""
+    if not policy.plain:
+        return generic.collect(envs, networks, policy, draws, dtype)
+    seeds, copies, steps = shape = draws.shape
+    observation = torch.empty(seeds, copies, steps + 1, envs.kind.inputs, dtype=dtype)
+    action, *flags = torch.empty(shape, dtype=torch.int64), *(torch.empty(shape, dtype=torch.bool) for _ in range(3))
+    reward, total = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    rollout = Rollout(observation, action, reward, *flags, total)
+    weights = _arrays(networks)
+    stride = padded(weights.weight_2.shape[-1], weights.weight_2.itemsize)
+    moved = Copies(*(np.ascontiguousarray(getattr(envs, name)) for name in Copies._fields))
+    records = Records(*(_array(field) for field in rollout))
+    over_seeds(
+        threads,
+        COLLECT[envs.name],
+        seeds,
+        envs.kind.max_steps,
+        tuple(weights[:6]),
+        stride,
+        moved,
+        _array(draws),
+        records,
+    )
+    for name, array in moved._asdict().items():
+        setattr(envs, name, array)
+    return rollout
+
+
+def forward(threads: int, networks: Networks, observation: Tensor) -> Outputs:
+    """Logits and values; keeps the observations and both hidden layers, [2, seeds, states, padded units]."""
+    weights, x = _arrays(networks), _array(observation)
+    seeds, states, _ = x.shape
+    shape = (2, seeds, states, padded(weights.weight_2.shape[-1], x.itemsize))
+    hidden_1, hidden_2 = np.empty(shape, x.dtype), np.empty(shape, x.dtype)
+    logits, value = (np.empty((seeds, states, w.shape[-1]), x.dtype) for w in (weights.actor_weight, weights[6]))
+    over_seeds(threads, passes.forward, seeds, weights, x, hidden_1, hidden_2, logits, value)
+    return Outputs(torch.from_numpy(logits), torch.from_numpy(value[..., 0]), (x, hidden_1, hidden_2))
+
+
+def statistics(threads: int, logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    """As `softmax.token_statistics`."""
+    logp = torch.empty(action.shape, dtype=logits.dtype)
+    entropy = torch.empty_like(logp)
+    over_seeds(threads, head.statistics, len(action), _array(logits), _array(action), logp.numpy(), entropy.numpy())
+    return logp, entropy
+
+
+def _rows(field: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
+    """A record's field E as [seeds, states]."""
+    return _array(field.flatten(1), dtype)
+
+
+_TOKENS = ("weight", "advantage", "clip_low", "clip_high", "entropy_coef", "logit_scale")
+
+
+def head_gradient(
+    threads: int,
+    policy: Head,
+    outputs: Outputs,
+    minibatch: Transitions,
+    batch: Batch,
+    objective: Objective,
+    value_coef: float,
+) -> tuple[Tensor, Tensor]:
+    """As `engine.head_gradient`, which does it where the control changes the policy's logits."""
+    if not policy.plain:
+        return generic.head_gradient(policy, outputs, minibatch, batch, objective, value_coef)
+    logits, value = (_array(output) for output in outputs[:2])
+    dtype, seeds = outputs.value.dtype, len(value)
+    d_logits, d_value = np.empty_like(logits), np.empty_like(value)
+    penalties = np.empty((len(objective.penalties), 2, *value.shape), value.dtype)
+    for penalty, field in zip(objective.penalties, penalties, strict=True):
+        field[0], field[1] = _rows(penalty.coef), _rows(penalty.target)
+    slopes = np.array([head.SLOPES[penalty.divergence] for penalty in objective.penalties]).reshape(-1, 4)
+    tokens = (_rows(batch.old_logp, dtype), *(_rows(getattr(objective, name), dtype) for name in _TOKENS))
+    action, mask, count = _rows(minibatch.action), _rows(objective.mask), _array(token_count(objective.mask))
+    args = (logits, action, mask, tokens, penalties, slopes.astype(np.int64), count, d_logits)
+    over_seeds(threads, head.policy_gradient, seeds, *args)
+    target, mask, count = _rows(minibatch.value_target, dtype), _rows(batch.mask), _array(token_count(batch.mask))
+    head.value_gradient(0, seeds, value, target, mask, count, value_coef, d_value)
+    return torch.from_numpy(d_logits), torch.from_numpy(d_value)
+
+
+def backward(threads: int, networks: Networks, outputs: Outputs, d_logits: Tensor, d_value: Tensor) -> Networks:
+    """Gradients of sum(d_logits logits) + sum(d_value value), as `Networks`."""
+    gradients = Networks(*(torch.empty_like(weight) for weight in networks))
+    over_seeds(
+        threads,
+        passes.backward,
+        len(d_value),
+        _arrays(networks),
+        *outputs.kept,
+        _array(d_logits),
+        _array(d_value.unsqueeze(-1)),
+        _arrays(gradients),
+    )
+    return gradients
+
+
+def clipped_adam(
+    threads: int,
+    networks: Networks,
+    gradients: Networks,
+    first: Networks,
+    second: Networks,
+    max_norm: float,
+    step: int,
+    lr: float,
+) -> None:
+    """As `ppo.clip_gradients`, then `ppo.adam_step`; the gradients are left as they are."""
+    number = _array(networks.bias_1).dtype.type
+    settings = (number(max_norm), number(lr / (1 - 0.9**step)), number(1 / (1 - 0.999**step)))
+    seeds = len(networks.actor_weight)
+    over_seeds(threads, adam.clipped_adam, seeds, *map(_arrays, (networks, gradients, first, second)), *settings)
+
+
+def make_engine(threads: int) -> Engine:
+    """The engine on this many threads."""
+    functions = collect, forward, statistics, head_gradient, backward, clipped_adam
+    return Engine(*(partial(function, threads) for function in functions))
