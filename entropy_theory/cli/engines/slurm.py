@@ -1,6 +1,7 @@
 """Jobs as one Slurm job array, through submitit. Nodes must see the output directory under the same path."""
 
 import shutil
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +29,10 @@ class SlurmEngine:
             raise ValueError(
                 "--engine slurm needs submitit; install it with pip install 'entropy-theory[slurm]'"
             ) from None
-        if cluster == "slurm" and shutil.which("sbatch") is None:
-            raise ValueError("--engine slurm: there is no sbatch here; run this on a login node of the cluster")
+        for program in ("sbatch", "srun") if cluster == "slurm" else ():
+            if shutil.which(program) is None:
+                raise ValueError(f"--engine slurm: there is no {program} here; run this on a login node of the cluster")
+        self._refused = submitit.core.utils.FailedJobError
         self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         wanted = {key if key in _SHARED else f"slurm_{key}": _number(value) for key, value in parameters.items()}
         if workers:
@@ -41,9 +44,14 @@ class SlurmEngine:
         self._jobs: list = []
 
     def start(self, jobs: Sequence[Job]) -> list:
-        """One array of all the jobs."""
-        with self._executor.batch():
-            started = [self._executor.submit(perform, job) for job in jobs]
+        """One array of all the jobs. ValueError if Slurm refuses it."""
+        if not jobs:
+            return []
+        try:
+            with self._executor.batch():
+                started = [self._executor.submit(perform, job) for job in jobs]
+        except (self._refused, subprocess.CalledProcessError) as error:
+            raise ValueError(f"Slurm refused the jobs: {' '.join(str(error).split())}") from None
         self._jobs += started
         return started
 
