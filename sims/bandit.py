@@ -64,12 +64,13 @@ def draw(
     config: BanditConfig, control: Control, problem: Problem, policy: Tensor, number: int, keep: bool
 ) -> tuple[Rollout, Rollout | None]:
     """The rollout to train on, and the one to measure (None unless to be kept): kinds of pulls, and single pulls."""
+    tables = tables_of(policy)
     if not bandit_tally.applies(config, control):
-        rollout = ROLLOUTS[config.gradient](config, problem, policy, number)
+        rollout = ROLLOUTS[config.gradient](config, problem, tables, number)
         return rollout, rollout
-    pulls = pull(config, problem, policy, number) if keep else None
-    counts = bandit_tally.counted(config, pulls) if keep else bandit_tally.count_pulls(config, problem, policy, number)
-    return bandit_tally.as_rollout(config, problem, policy, counts, number), pulls
+    pulls = pull(config, problem, tables, number) if keep else None
+    counts = bandit_tally.counted(config, pulls) if keep else bandit_tally.count_pulls(config, problem, tables, number)
+    return bandit_tally.as_rollout(config, problem, tables, counts, number), pulls
 
 
 class Watch(NamedTuple):
@@ -183,7 +184,7 @@ def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     logits, temperature = problem.parameters, torch.ones(config.seeds, config.problems, dtype=torch.float64)
     states = []
     for number in range(config.rollouts):
-        rollout = pull(config, problem, logits, number)
+        rollout = pull(config, problem, tables_of(logits), number)
         after = step_parameters(config, control, problem, logits, temperature, rollout, ())[0]
         states.append((logits, after - logits, centred(problem.reward, logits.softmax(-1))))
         logits = after

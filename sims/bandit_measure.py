@@ -21,7 +21,7 @@ from entropy_theory.measure import (
     token_covariance,
 )
 from entropy_theory.records import Batch
-from entropy_theory.reduce import token_count, token_mean
+from entropy_theory.reduce import token_mean
 from entropy_theory.softmax import collision, entropy
 from entropy_theory.theorems import theorem_1, theorem_2
 from sims.bandit_config import BanditConfig
@@ -45,7 +45,7 @@ def mean_entropy(batch: Batch, rollout: Rollout) -> Tensor:
     """Mean entropy over the tokens of a minibatch, nats."""
     if rollout.share is None:
         return token_mean(batch.entropy, batch.mask)
-    return (batch.entropy * rollout.share).sum(TOKENS) / token_count(batch.mask)
+    return (batch.entropy * rollout.share).sum(TOKENS) / rollout.share.sum(TOKENS)
 
 
 def measure_rollout(problem: Problem, policy: Tensor, rollout: Rollout) -> Metrics:

@@ -33,6 +33,20 @@ class Rollout(NamedTuple):
     share: Tensor | None
 
 
+class Tables(NamedTuple):
+    """Statistics of a policy: logp, probability [seeds, problems, states, arms], entropy [seeds, problems, states]."""
+
+    logp: Tensor
+    probability: Tensor
+    entropy: Tensor
+
+
+def tables_of(policy: Tensor) -> Tables:
+    """The statistics of policy logits, differentiable; log-probabilities of impossible arms are 0."""
+    logp, probability = finite_log_probs(policy)
+    return Tables(logp, probability, -(probability * logp).sum(-1))
+
+
 def at_states(table: Tensor, state: Tensor) -> Tensor:
     """Entries [E] of a table over states [seeds, problems, states]."""
     if table.shape[-1] == 1:  # as gather would, without looking anything up
@@ -55,11 +69,6 @@ def _choose(cumulative: Tensor, draw: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, draw * last, right=True).clamp(max=cumulative.shape[-1] - 1)
 
 
-def cumulative_of(policy: Tensor) -> Tensor:
-    """Probability of each arm and those before it, [seeds, problems, states, arms]; the last may miss 1 by rounding."""
-    return policy.softmax(-1).cumsum(-1)
-
-
 def first_states(config: BanditConfig, problem: Problem, step: int) -> Tensor:
     """The contexts of a rollout, [seeds, problems, contexts]: every one once, or as many as are drawn."""
     if not config.drawn_contexts:
@@ -68,14 +77,14 @@ def first_states(config: BanditConfig, problem: Problem, step: int) -> Tensor:
     return _choose(problem.start.cumsum(-1).expand(*problem.key.shape, -1).contiguous(), draw)
 
 
-def pull(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> Rollout:
-    """Sample pulls or sequences from softmax(policy), `config.samples` in each context, with Bernoulli rewards."""
+def pull(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> Rollout:
+    """Sample pulls or sequences from a policy, `config.samples` in each context, with Bernoulli rewards."""
     first = first_states(config, problem, step)
-    drawn, contexts, arms = config.drawn_contexts, first.shape[-1], policy.shape[-1]
+    drawn, contexts, arms = config.drawn_contexts, first.shape[-1], config.arms
     rows = contexts * config.samples
     draws = uniform(problem.key, torch.full_like(problem.key, step), drawn + rows * (problem.depth + 1))
     _, which, luck, later = draws.split([drawn, rows, rows, rows * (problem.depth - 1)], dim=-1)
-    cumulative = cumulative_of(policy)
+    cumulative = tables.probability.cumsum(-1)
     states = [first.repeat_interleave(config.samples, -1)]
     chosen = [_choose(_rows_of(cumulative, first), which.unflatten(-1, (contexts, -1))).flatten(-2)]
     masks = [torch.ones_like(chosen[0], dtype=torch.bool)]
@@ -87,12 +96,12 @@ def pull(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> R
         states.append(state.clamp(min=0))
         chosen.append(_choose(_rows_of(cumulative, states[-1]), draw.unsqueeze(-1)).squeeze(-1))
         last = torch.where(going, states[-1] * arms + chosen[-1], last)
-    reward = (luck < problem.reward.flatten(-2).gather(-1, last)).to(policy.dtype)
+    reward = (luck < problem.reward.flatten(-2).gather(-1, last)).to(tables.logp.dtype)
     group = torch.arange(contexts).repeat_interleave(config.samples).expand_as(last)
     state, arm, mask = (torch.stack(parts, -1) for parts in (states, chosen, masks))
     arm = arm.masked_fill(~mask, 0)
     advantage = ADVANTAGES[config.advantage](reward, group, config.baseline).unsqueeze(-1).expand(mask.shape)
-    old_logp = at_tokens(finite_log_probs(policy)[0], state, arm)
+    old_logp = at_tokens(tables.logp, state, arm)
     return Rollout(state, arm, mask, old_logp, advantage, reward, group, None)
 
 
@@ -109,29 +118,28 @@ ADVANTAGES = {
 """By name: (reward [..., rows], group [..., rows], baseline) -> advantage of a row."""
 
 
-def enumerate_sequences(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> Rollout:
+def enumerate_sequences(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> Rollout:
     """Every arm or sequence once, each with its share, so that sums over tokens are exact expectations.
 
     The share of a sequence is its probability * tokens enumerated / expected length: with it the mean over tokens is
     E[sum over the tokens of a sequence] / E[length], the limit of a token mean over many samples.
     """
     sequences = problem.sequences
-    probability = policy.softmax(-1)
-    weight = sequence_probability(problem, sequences, probability)
+    weight = sequence_probability(problem, sequences, tables.probability)
     tokens = int(sequences.mask.sum())
     share = weight * tokens / (weight * sequences.mask.sum(-1)).sum(-1, keepdim=True)
     shape = (*weight.shape, problem.depth)
     state, arm, mask = (part.expand(shape) for part in sequences)
     last = sequences.mask.sum(-1, keepdim=True) - 1
-    cell = (sequences.state * policy.shape[-1] + sequences.arm).gather(-1, last).squeeze(-1)
+    cell = (sequences.state * config.arms + sequences.arm).gather(-1, last).squeeze(-1)
     reward = problem.reward.flatten(-2)[..., cell]
     first = sequences.state[:, 0]
     if config.advantage == "reward":
         advantage = reward - config.baseline
     else:
-        backup = expected(problem, probability)
+        backup = expected(problem, tables.probability)
         advantage = reward - backup(action_values(problem, backup))[..., first]
-    old_logp = at_tokens(finite_log_probs(policy)[0], state, arm)
+    old_logp = at_tokens(tables.logp, state, arm)
     advantage, share = (x.unsqueeze(-1).expand(shape) for x in (advantage, share))
     share = share.masked_fill(~mask, 0.0)
     return Rollout(state, arm, mask, old_logp, advantage, reward, first.expand_as(reward), share)
@@ -141,20 +149,6 @@ ROLLOUTS = {"sampled": pull, "exact": enumerate_sequences}
 
 
 # --- records ------------------------------------------------------------------------------------------------------
-
-
-class Tables(NamedTuple):
-    """Statistics of a policy: logp, probability [seeds, problems, states, arms], entropy [seeds, problems, states]."""
-
-    logp: Tensor
-    probability: Tensor
-    entropy: Tensor
-
-
-def tables_of(policy: Tensor) -> Tables:
-    """The statistics of policy logits, differentiable; log-probabilities of impossible arms are 0."""
-    logp, probability = finite_log_probs(policy)
-    return Tables(logp, probability, -(probability * logp).sum(-1))
 
 
 def make_batch(tables: Tables, rollout: Rollout) -> Batch:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from entropy_theory.control import Control, Need
-from entropy_theory.softmax import finite_log_probs
 from sims.bandit_config import BanditConfig
 from sims.bandit_problem import Problem
-from sims.bandit_rollout import ADVANTAGES, Rollout, at_tokens, cumulative_of, first_states, pull
+from sims.bandit_rollout import ADVANTAGES, Rollout, Tables, at_tokens, first_states, pull
 
 WORTH_COMPILING = 2**26
 """Pulls of a run from which on compiling the counting, seconds once in a process, pays."""
@@ -27,18 +26,18 @@ def applies(config: BanditConfig, control: Control) -> bool:
     return config.gradient == "sampled" and config.family != "tree" and few_kinds and not comparing
 
 
-def count_pulls(config: BanditConfig, problem: Problem, policy: Tensor, step: int) -> Tensor:
+def count_pulls(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> Tensor:
     """How often each arm of each drawn context earned 0 and 1, [seeds, problems, contexts, arms, 2] float64.
 
     The pulls are those of `bandit_rollout.pull`; with Numba, in a run long enough, they are counted as they are drawn.
     """
     pulls = config.samples * config.rollouts * config.seeds * config.problems
     if pulls < WORTH_COMPILING or importlib.util.find_spec("numba") is None:
-        return counted(config, pull(config, problem, policy, step))
+        return counted(config, pull(config, problem, tables, step))
     from sims import bandit_tally_numba
 
     context = first_states(config, problem, step)
-    return bandit_tally_numba.count_pulls(config, problem, cumulative_of(policy), context, step)
+    return bandit_tally_numba.count_pulls(config, problem, tables.probability.cumsum(-1), context, step)
 
 
 def counted(config: BanditConfig, rollout: Rollout) -> Tensor:
@@ -49,24 +48,22 @@ def counted(config: BanditConfig, rollout: Rollout) -> Tensor:
     return counts.scatter_add_(-1, kind, torch.ones_like(rollout.reward)).unflatten(-1, (contexts, config.arms, 2))
 
 
-def as_rollout(config: BanditConfig, problem: Problem, policy: Tensor, counts: Tensor, step: int) -> Rollout:
+def as_rollout(config: BanditConfig, problem: Problem, tables: Tables, counts: Tensor, step: int) -> Rollout:
     """Pulls of every kind once, each with its share of the pulls; means over tokens are those over the pulls."""
-    context = first_states(config, problem, step)
     contexts, arms = counts.shape[-3:-1]
-    shape = (*counts.shape[:2], contexts, arms, 2)
-    state = context[..., None, None].expand(shape).flatten(2).unsqueeze(-1)
-    arm = torch.arange(arms).unsqueeze(-1).expand(shape).flatten(2).unsqueeze(-1)
-    group = torch.arange(contexts)[:, None, None].expand(shape).flatten(2)
-    reward = torch.arange(2.0, dtype=torch.float64).expand(shape).flatten(2)
+    lead, kinds = counts.shape[:2], 2 * contexts * arms
+    number = torch.arange(kinds)  # kinds by context, arm and reward; these are views, the same in every replica
+    group, arm, reward = (x.expand(*lead, kinds) for x in (number // (2 * arms), number // 2 % arms, number % 2))
+    state = first_states(config, problem, step).repeat_interleave(2 * arms, -1).unsqueeze(-1)
     won = counts[..., 1].sum(-1).long()
-    advantage = _advantages(config.advantage, config.baseline, config.samples)[won].unsqueeze(-2).expand(shape)
+    advantage = _advantages(config.advantage, config.baseline, config.samples)[won].unsqueeze(-2)
     return Rollout(
         state=state,
-        arm=arm,
-        mask=torch.ones_like(arm, dtype=torch.bool),
-        old_logp=at_tokens(finite_log_probs(policy)[0], state, arm),
-        advantage=advantage.flatten(2).unsqueeze(-1),
-        reward=reward,
+        arm=arm.unsqueeze(-1),
+        mask=torch.ones(1, dtype=torch.bool).expand(*lead, kinds, 1),
+        old_logp=at_tokens(tables.logp, state, arm.unsqueeze(-1)),
+        advantage=advantage.expand(counts.shape).flatten(2).unsqueeze(-1),
+        reward=reward.double(),
         group=group,
         share=(counts * (2 * arms / config.samples)).flatten(2).unsqueeze(-1),
     )

@@ -80,7 +80,8 @@ def closed_form_gradient(tables: Tables, rollout: Rollout, batch: Batch, objecti
     ratio = torch.exp(batch.logp - batch.old_logp)
     gain = ratio * objective.advantage
     kept = gain <= torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high) * objective.advantage
-    share = rollout.share * objective.mask
+    # a mask that was not edited holds every token, and multiplying by bool is slow
+    share = rollout.share if objective.mask is batch.mask else rollout.share * objective.mask
     share = share / -_total(share)[..., None, None]
     by_arm = _collected(share * objective.weight * gain * kept, rollout, tables)
     by_state = by_arm.sum(-1, keepdim=True)

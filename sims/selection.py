@@ -11,6 +11,7 @@ from entropy_theory.records import Batch
 from entropy_theory.softmax import collision, token_statistics
 from entropy_theory.tables import replace_rows
 from sims import bandit, cartpole
+from sims.algorithms import ALGORITHMS
 from sims.bandit_config import BanditConfig
 from sims.bandit_problem import make_problem
 from sims.bandit_rollout import make_batch, pull, tables_of
@@ -34,7 +35,8 @@ def bandit_minibatch(seed: int = 0, rollouts: int = BANDIT_ROLLOUTS, seeds: int 
     logits = problem.parameters
     if rollouts:
         logits = states_after(bandit.train, config, [rollouts])[rollouts]["parameters"]
-    pulls = make_batch(tables_of(logits), pull(config, problem, logits, rollouts))  # [seeds, problems, pulls, 1]
+    tables = tables_of(logits)
+    pulls = make_batch(tables, pull(config, problem, tables, rollouts))  # [seeds, problems, pulls, 1]
     group = torch.arange(config.problems)[:, None].expand(-1, config.samples)
     tokens = {name: getattr(pulls, name).flatten(1, 2) for name in ("logp", "old_logp", "advantage", "mask", "entropy")}
     batch = Batch(**tokens, outcome=pulls.outcome.flatten(1, 2), group=group.expand_as(pulls.group).flatten(1, 2))
@@ -50,7 +52,7 @@ def cartpole_minibatch(seed: int = 0, rollouts: int = CARTPOLE_ROLLOUTS, seeds: 
     """
     config = CartPoleConfig(seeds=seeds, seed=seed)
     learner, transitions = cartpole_rollout(config, rollouts)
-    minibatch = transitions.take(next(cartpole.shuffled(config, rollouts)))
+    minibatch = transitions.take(next(ALGORITHMS[config.algorithm].minibatches(config, rollouts)))
     with torch.no_grad():
         policy = actor(learner.networks, minibatch.states)
         logp, entropies = (x.unsqueeze(-1) for x in token_statistics(policy, minibatch.action.squeeze(-1)))

@@ -11,7 +11,7 @@ from entropy_theory.runs import Run, read_metrics
 from sims import bandit
 from sims.bandit_config import BanditConfig
 from sims.bandit_problem import make_problem
-from sims.bandit_rollout import ROLLOUTS, Rollout, pull
+from sims.bandit_rollout import ROLLOUTS, Rollout, pull, tables_of
 from sims.bandit_update import step_parameters
 
 SMALL = BanditConfig(seeds=3, problems=2, arms=4, samples=16, updates_per_rollout=3, rollouts=6)
@@ -27,7 +27,7 @@ def run(config: BanditConfig, folder) -> list[dict]:
 def first_step(config: BanditConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rollout]:
     """Logits before and after the first update of a run and mean rewards, [seeds, problems, arms]; and the rollout."""
     problem = make_problem(config)
-    rollout = ROLLOUTS[config.gradient](config, problem, problem.parameters, 0)
+    rollout = ROLLOUTS[config.gradient](config, problem, tables_of(problem.parameters), 0)
     after = step(config, problem, rollout, problem.parameters)
     return problem.parameters.squeeze(2), after.squeeze(2), problem.reward.squeeze(2), rollout
 
@@ -73,7 +73,7 @@ def test_sampled_gradient_is_the_mean_of_single_sample_steps():
 def test_pulls_follow_the_policy():
     config = BanditConfig(seeds=1, problems=2, arms=3, samples=200_000)
     problem = make_problem(config)
-    rollout = pull(config, problem, problem.parameters, 0)
+    rollout = pull(config, problem, tables_of(problem.parameters), 0)
     mean_reward = problem.reward.squeeze(2)
     probability, _ = closed_form(mean_reward.numpy(), problem.parameters.squeeze(2).numpy())
     for p in range(2):
@@ -135,7 +135,7 @@ def test_resume_after_a_kill_is_bit_equal(tmp_path, control):
 def test_nothing_on_the_first_update_something_on_a_stale_one(control, settings):
     config = dataclasses.replace(SMALL, step_size=3.0)
     problem = make_problem(config)
-    rollout = pull(config, problem, problem.parameters, 0)
+    rollout = pull(config, problem, tables_of(problem.parameters), 0)
     part = build(control, settings)
     fresh = step(config, problem, rollout, problem.parameters)
     assert torch.equal(step(config, problem, rollout, problem.parameters, part), fresh)

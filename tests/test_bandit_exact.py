@@ -84,7 +84,7 @@ def test_return_entropy_occupancy_and_values(config):
     entropies = [oracle.state_entropy(row) for row in policy]
     # nats: entropy <= log arms < 2, a sequence's <= depth log arms
     rollout = ROLLOUTS["exact"](
-        config, make_problem(dataclasses.replace(config, gradient="exact")), probability.log(), 0
+        config, make_problem(dataclasses.replace(config, gradient="exact")), tables_of(probability.log()), 0
     )
     found = measure_rollout(problem, probability.log(), rollout)
     mean = math.fsum(d * h for d, h in zip(share, entropies, strict=True))
@@ -146,7 +146,7 @@ def test_exact_gradient_is_the_sum_over_sequences(config, name):
     config = dataclasses.replace(config, advantage=name, baseline=0.3)
     problem = make_problem(config)
     policy, _, _, start, walks = replica(problem)
-    rollout = ROLLOUTS["exact"](config, problem, logits_of(problem, problem.parameters), 0)
+    rollout = ROLLOUTS["exact"](config, problem, tables_of(logits_of(problem, problem.parameters)), 0)
     change = (step(config, problem, rollout) - problem.parameters)[0, 0].numpy()
     values = oracle.start_values(walks, start)
     advantages = {"grpo": lambda w: w.reward - values[w.path[0][0]], "reward": lambda w: w.reward - 0.3}
@@ -199,7 +199,7 @@ def test_sampled_gradient_is_unbiased(family, advantage):
 def test_natural_gradient_is_the_pseudo_inverse_of_the_fisher_matrix(config):
     problem = make_problem(config)
     policy, _, _, start, walks = replica(problem)
-    rollout = ROLLOUTS["exact"](config, problem, logits_of(problem, problem.parameters), 0)
+    rollout = ROLLOUTS["exact"](config, problem, tables_of(logits_of(problem, problem.parameters)), 0)
     change = (step(config, problem, rollout) - problem.parameters)[0, 0].numpy().ravel()
     values, share = oracle.start_values(walks, start), oracle.occupancy(walks, config.state_count)
     gradient = by_parameters(
@@ -227,7 +227,8 @@ def test_the_gradient_written_out_is_that_of_the_token_loss(config, data):
     """For kinds with shares, whatever a pointwise control does to an objective."""
     problem = make_problem(config)
     policy = logits_of(problem, problem.parameters)
-    rollout = as_rollout(config, problem, policy, counted(config, pull(config, problem, policy, 0)), 0)
+    before = tables_of(policy)
+    rollout = as_rollout(config, problem, before, counted(config, pull(config, problem, before, 0)), 0)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = rollout.mask.shape
 
@@ -256,7 +257,7 @@ def looked_at(config, problem, step_size):
     """(metrics of the first update, step, rollout) of a plain gradient step of this size."""
     config = dataclasses.replace(config, step_size=step_size)
     ones = torch.ones(problem.key.shape, dtype=torch.float64)
-    rollout = ROLLOUTS[config.gradient](config, problem, logits_of(problem, problem.parameters), 0)
+    rollout = ROLLOUTS[config.gradient](config, problem, tables_of(logits_of(problem, problem.parameters)), 0)
     moved = Step(problem.parameters, step(config, problem, rollout), lambda p: policy_of(NONE, problem, p, ones))
     return measure_first(config, problem, moved, rollout), moved, rollout
 
@@ -322,7 +323,7 @@ def test_through_kernel_sees_activation_and_temperature():
     for control, temperature, scale in ((NONE, 1.0, 1.0), (doubled, 4.0, 2.0)):
         parameters = problem.parameters * scale  # the same policy
         policy = policy_of(control, problem, parameters, ones * temperature)
-        rollout = pull(config, problem, policy, 0)
+        rollout = pull(config, problem, tables_of(policy), 0)
         after = step_parameters(config, control, problem, parameters, ones * temperature, rollout, ())[0]
         moved = Step(parameters, after, lambda p, c=control, t=temperature: policy_of(c, problem, p, ones * t))
         share = bandit_exact.occupancy(problem, policy.softmax(-1))

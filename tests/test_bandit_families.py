@@ -15,7 +15,7 @@ from entropy_theory.runs import Run, read_metrics
 from sims import bandit, bandit_tally
 from sims.bandit_config import FAMILIES, BanditConfig
 from sims.bandit_problem import logits_of, make_problem
-from sims.bandit_rollout import pull
+from sims.bandit_rollout import pull, tables_of
 
 U = torch.finfo(torch.float64).eps / 2
 SMALL = BanditConfig(seeds=3, problems=2, arms=4, states=3, depth=3, samples=16, updates_per_rollout=2, rollouts=7)
@@ -55,8 +55,8 @@ def test_sequences_follow_the_draws_one_by_one(settings):
     config = small(samples=8, **settings)
     problem = make_problem(config)
     policy = logits_of(problem, problem.parameters)
-    rollout = pull(config, problem, policy, 5)
-    cumulative, arms = policy.softmax(-1).cumsum(-1), config.arms
+    rollout = pull(config, problem, tables_of(policy), 5)
+    cumulative, arms = policy.log_softmax(-1).exp().cumsum(-1), config.arms
     contexts = rollout.group.shape[-1] // config.samples
     rows, drawn = contexts * config.samples, config.drawn_contexts
     numbers = uniform(problem.key, torch.full_like(problem.key, 5), drawn + rows * (problem.depth + 1))
@@ -87,9 +87,9 @@ def test_kinds_hold_what_the_pulls_hold(settings, advantage):
     """Counts, advantages and shares of the kinds are those of the pulls, one by one."""
     config = small(samples=12, advantage=advantage, baseline=0.25, **settings)
     problem = make_problem(config)
-    policy = logits_of(problem, problem.parameters)
-    pulls = pull(config, problem, policy, 2)
-    kinds = bandit_tally.as_rollout(config, problem, policy, bandit_tally.counted(config, pulls), 2)
+    tables = tables_of(logits_of(problem, problem.parameters))
+    pulls = pull(config, problem, tables, 2)
+    kinds = bandit_tally.as_rollout(config, problem, tables, bandit_tally.counted(config, pulls), 2)
     for index in np.ndindex(config.seeds, config.problems):
         keys = [tuple(x) for x in zip(*(getattr(pulls, n)[index].flatten().tolist() for n in FIELDS), strict=True)]
         for kind, *values in zip(
@@ -116,16 +116,16 @@ FIELDS = ("group", "state", "arm", "reward")
 )
 def test_numba_counts_the_same_pulls(settings):
     pytest.importorskip("numba")
-    from sims.bandit_rollout import cumulative_of, first_states
+    from sims.bandit_rollout import first_states
     from sims.bandit_tally_numba import count_pulls
 
     config = small(seed=2**31, **settings)
     problem = make_problem(config)
     for step, scale in ((0, 1.0), (3, 1.0), (2**33, 400.0)):  # the last: one arm has nearly all probability
-        policy = scale * logits_of(problem, problem.parameters)
-        expected = bandit_tally.counted(config, pull(config, problem, policy, step))
+        tables = tables_of(scale * logits_of(problem, problem.parameters))
+        expected = bandit_tally.counted(config, pull(config, problem, tables, step))
         context = first_states(config, problem, step)
-        assert torch.equal(count_pulls(config, problem, cumulative_of(policy), context, step), expected)
+        assert torch.equal(count_pulls(config, problem, tables.probability.cumsum(-1), context, step), expected)
         assert (expected.sum((-2, -1)) == config.samples).all()
 
 
@@ -275,7 +275,7 @@ def test_signs_of_the_advantage_follow_the_baseline():
     for baseline, sign in ((0.0, 1), (1.0, -1)):
         config = small(advantage="reward", baseline=baseline)
         problem = make_problem(config)
-        assert (sign * pull(config, problem, problem.parameters, 0).advantage >= 0).all()
+        assert (sign * pull(config, problem, tables_of(problem.parameters), 0).advantage >= 0).all()
 
 
 @pytest.mark.parametrize(
