@@ -5,15 +5,25 @@ from typing import Literal
 
 from entropy_theory.ranges import require_at_least, require_choice, require_positive, require_share
 
-ENVS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0")
+MAX_STEPS = {"CartPole-v1": 500, "Acrobot-v1": 500, "MountainCar-v0": 200}
+"""Length at which an episode is truncated, by environment."""
+
+EPISODES = ("grpo", "reinforce")
+"""Algorithms that play whole episodes; the others play segments of a fixed length."""
+
+SHORTEST_EPISODE = 4
+"""No episode of these environments ends earlier."""
 
 
 @dataclass(frozen=True)
 class CartPoleConfig:
-    """PPO on CartPole-v1, all seeds trained together as batched networks."""
+    """A policy-gradient method on CartPole, Acrobot or MountainCar, all seeds trained together as batched networks."""
 
     env: Literal["CartPole-v1", "Acrobot-v1", "MountainCar-v0"] = "CartPole-v1"
     """gymnasium's name of the environment."""
+    algorithm: Literal["ppo", "grpo", "reinforce", "npg"] = "ppo"
+    """ppo; npg (natural gradient) with PPO's advantages; grpo or reinforce on whole episodes, without critic. All take
+    several clipped updates on a rollout; --epochs 1 --minibatches 2 comes closest to the textbook."""
     control: str = "none"
     """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
     set: dict[str, float] = field(default_factory=dict)
@@ -21,17 +31,26 @@ class CartPoleConfig:
     seeds: int = 10
     """Independent repetitions, trained together."""
     total_timesteps: int = 153_600
-    """Environment steps per seed; rounded down to whole rollouts."""
+    """Environment steps per seed, at most; rounded down to whole rollouts. An episode of grpo and reinforce counts as
+    the longest possible one."""
     envs: int = 16
-    """Parallel environments per seed."""
+    """ppo, npg: parallel environments per seed."""
     steps: int = 32
-    """Steps of each environment per rollout."""
+    """ppo, npg: steps of each environment per rollout."""
+    groups: int = 4
+    """grpo, reinforce: first states per rollout, each that of one group of episodes."""
+    group_size: int = 4
+    """grpo, reinforce: episodes from one first state."""
     epochs: int = 10
     """Passes over a rollout."""
     minibatches: int = 4
-    """Optimizer steps per epoch; must divide envs * steps."""
+    """Optimizer steps per epoch; must divide envs * steps (ppo, npg) or groups (grpo, reinforce)."""
     lr: float = 1e-3
-    """Learning rate of Adam at the start, in (0, 1]."""
+    """Learning rate of Adam at the start, in (0, 1]. npg uses it for the critic."""
+    target_kl: float = 0.01
+    """npg: KL divergence that the updates on one rollout may add up to, to second order, nats."""
+    damping: float = 0.1
+    """npg: added to the Fisher matrix's diagonal."""
     anneal_lr: bool = True
     """Lower the learning rate linearly to 0 over the run."""
     gamma: float = 0.99
@@ -48,6 +67,10 @@ class CartPoleConfig:
     """Largest norm of one seed's gradient, actor and critic together."""
     hidden: int = 64
     """Units in each of the two tanh layers of actor and critic."""
+    init: Literal["orthogonal", "default"] = "orthogonal"
+    """Weights at the start: orthogonal with a nearly uniform policy, or as torch.nn.Linear begins."""
+    measure_every: int = 1
+    """Rollouts between measurements of entropy changes; each costs about as much as 3 updates of a default run."""
     probe_states: int = 64
     """States per seed, from the first rollout, on which entropy changes are measured."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -60,9 +83,19 @@ class CartPoleConfig:
     """CPU threads."""
 
     @property
+    def copies(self) -> int:
+        """Environments per seed."""
+        return self.groups * self.group_size if self.algorithm in EPISODES else self.envs
+
+    @property
+    def starts(self) -> int:
+        """Different first states per seed."""
+        return self.groups if self.algorithm in EPISODES else self.envs
+
+    @property
     def rollout_size(self) -> int:
-        """Steps per seed and rollout."""
-        return self.envs * self.steps
+        """Steps per seed and rollout, at most."""
+        return self.copies * (MAX_STEPS[self.env] if self.algorithm in EPISODES else self.steps)
 
     @property
     def rollouts(self) -> int:
@@ -75,29 +108,36 @@ class CartPoleConfig:
         return self.epochs * self.minibatches
 
     def __post_init__(self):
-        require_at_least(self, 1, "seeds", "envs", "steps", "epochs", "minibatches", "hidden", "threads")
-        require_at_least(self, 0, "value_coef")
-        require_positive(self, "clip_low", "clip_high", "max_grad_norm")
+        require_at_least(self, 1, "seeds", "envs", "steps", "groups", "epochs", "minibatches", "hidden", "threads")
+        require_at_least(self, 1, "measure_every")
+        require_at_least(self, 0, "value_coef", "damping")
+        require_positive(self, "clip_low", "clip_high", "max_grad_norm", "target_kl")
         require_share(self, "gamma", "gae_lambda")
-        require_choice(self, "env", ENVS)
+        require_choice(self, "env", tuple(MAX_STEPS))
+        require_choice(self, "algorithm", ("ppo", "npg", *EPISODES))
+        require_choice(self, "init", ("orthogonal", "default"))
         require_choice(self, "dtype", ("float32", "float64"))
         require_choice(self, "engine", ("auto", "torch", "numba"))
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr must lie in (0, 1], got {self.lr}")
+        if self.algorithm in EPISODES:
+            require_at_least(self, 2, "group_size")
+        size, rows, most_probes = (
+            (f"groups * group_size * {MAX_STEPS[self.env]}", ("groups", self.groups), SHORTEST_EPISODE * self.copies)
+            if self.algorithm in EPISODES
+            else ("envs * steps", (f"envs * steps = {self.rollout_size}", self.rollout_size), self.rollout_size // 2)
+        )
         if self.total_timesteps < self.rollout_size:
             raise ValueError(
-                f"total_timesteps must be at least one rollout, envs * steps = {self.rollout_size}, "
+                f"total_timesteps must be at least one rollout, {size} = {self.rollout_size}, "
                 f"got {self.total_timesteps}"
             )
-        if self.rollout_size % self.minibatches:
-            raise ValueError(f"minibatches must divide envs * steps = {self.rollout_size}, got {self.minibatches}")
+        if rows[1] % self.minibatches:
+            raise ValueError(f"minibatches must divide {rows[0]}, got {self.minibatches}")
         if self.updates_per_rollout < 2:
             raise ValueError(
                 f"epochs * minibatches must be at least 2, got {self.epochs} * {self.minibatches}: "
                 "some controls (kl_cov, clip_higher) cannot act on the first update of a rollout"
             )
-        if not 1 <= self.probe_states <= self.rollout_size // 2:
-            raise ValueError(
-                f"probe_states must lie in [1, {self.rollout_size // 2}] (half of envs * steps), "
-                f"got {self.probe_states}"
-            )
+        if not 1 <= self.probe_states <= most_probes:
+            raise ValueError(f"probe_states must lie in [1, {most_probes}], got {self.probe_states}")

@@ -100,6 +100,13 @@ def restore_env(envs: Environments, saved: dict[str, Any]) -> None:
         setattr(envs, name, saved[name].numpy().copy())
 
 
+def restart(envs: Environments, number: int) -> None:
+    """Begin episode `number` everywhere, whatever was going on."""
+    envs.episode[:] = number
+    envs.state = first_states(envs.kind, envs.key, envs.episode)
+    envs.steps[:], envs.total[:], envs.done[:] = 0, 0.0, False
+
+
 def step(envs: Environments, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take one step everywhere, or begin the next episode where the last one has ended.
 

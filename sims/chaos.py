@@ -17,10 +17,11 @@ from entropy_theory.runs import Progress, Run, read_metrics
 from entropy_theory.statistics import bootstrap_interval
 from entropy_theory.tables import rank_correlation, write_csv
 from sims import cartpole, chaos_bandit, chaos_cartpole
+from sims.actor import actor_weights
 from sims.cartpole_config import CartPoleConfig
 from sims.chaos_config import ChaosConfig
 from sims.networks import Networks
-from sims.trained import State, actor_weights, states_after
+from sims.trained import State, states_after
 
 CORRELATED = ("exponent", "dimension", "participation_state", "participation_unit", "participation_logits", "return")
 """Columns whose rank correlation with entropy is reported."""

@@ -25,9 +25,9 @@ from entropy_theory.lyapunov import (
     tangent_step,
 )
 from entropy_theory.softmax import entropy
+from sims.actor import actor_logits
 from sims.cartpole_map import FORCE, fallen, first_states, move
 from sims.environments import ENVIRONMENTS
-from sims.trained import actor_logits
 
 SEPARATIONS = (1e-2, 1e-6)
 """Lengths to which the separation of two trajectories under common noise is set back."""

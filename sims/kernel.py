@@ -15,10 +15,11 @@ from entropy_theory import kernel
 from entropy_theory.kernel import KernelStep, NaturalStep, Policy
 from entropy_theory.softmax import finite_log_probs
 from entropy_theory.tables import replace_rows
+from sims.actor import actor_logits, actor_weights
 from sims.cartpole_config import CartPoleConfig
 from sims.cartpole_map import FORCE, fallen, move
 from sims.networks import actor_critic
-from sims.trained import actor_logits, actor_weights, cartpole_rollout
+from sims.trained import cartpole_rollout
 
 SPREAD = 0.05
 """Largest spread of a state's logit change in the step that is taken, nats: first order explains such a step."""

@@ -128,8 +128,8 @@ class Transitions(NamedTuple):
     def take(self, index: Tensor) -> "Transitions":
         """The rows at `index` [seeds, n], each seed its own."""
         seeds, count = self.outcome.shape
-        flat = index + count * torch.arange(seeds).unsqueeze(-1)
-        return Transitions(*(field.flatten(0, 1)[flat] for field in self))
+        flat = (index + count * torch.arange(seeds).unsqueeze(-1)).flatten()
+        return Transitions(*(field.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape) for field in self))
 
 
 def ppo_loss(
@@ -155,4 +155,5 @@ def minibatch_indices(key: Tensor, step: int, count: int, epochs: int, minibatch
     """
     for epoch in range(epochs):
         draws = uniform(key, torch.full_like(key, step * epochs + epoch), count)
-        yield from draws.argsort(dim=-1).chunk(minibatches, dim=-1)
+        order = torch.from_numpy(draws.numpy().argsort(-1))  # NumPy sorts with vector instructions
+        yield from order.chunk(minibatches, dim=-1)

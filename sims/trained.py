@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sims import cartpole
 from sims.cartpole_config import CartPoleConfig
-from sims.cartpole_env import make_envs, restore_env
+from sims.cartpole_env import restore_env
 from sims.engine import make_head
-from sims.networks import ACTOR, Networks
+from sims.learner import Learner, load_learner
 from sims.ppo import Transitions
+from sims.rollouts import new_envs
 
 State = dict[str, Any]
 
@@ -57,37 +57,16 @@ def states_after(train: Callable, config: Any, steps: Iterable[int], start: Stat
     return keep.kept
 
 
-def cartpole_rollout(config: CartPoleConfig, rollouts: int) -> tuple[cartpole.Learner, Transitions]:
+def cartpole_rollout(config: CartPoleConfig, rollouts: int) -> tuple[Learner, Transitions]:
     """The CartPole learner after `rollouts` rollouts of training, and the transitions of the next one.
 
     Returns: (learner, transitions [seeds, transitions, 1]); the advantage is GAE, normalised as in training.
     """
     learner = cartpole.make_learner(config)
-    envs = make_envs(config.env, cartpole.reset_keys(config, config.envs))
+    envs = new_envs(config)
     if rollouts:
         state = states_after(cartpole.train, config, [rollouts])[rollouts]
-        cartpole.load_learner(learner, state)
+        load_learner(learner, state)
         restore_env(envs, state["env"])
     head = make_head(learner.control, torch.ones(config.seeds, dtype=learner.networks.bias_1.dtype))
-    rollout = cartpole.sample_rollout(learner, envs, head, rollouts)
-    return learner, cartpole.make_transitions(learner, rollout, head)[0]
-
-
-def actor_weights(networks: Networks) -> dict[str, Tensor]:
-    """The actor's weights and biases by name, [seeds, in, out], float64, detached."""
-    hidden = {name: getattr(networks, name)[ACTOR] for name in Networks._fields[:4]}
-    head = {"weight_3": networks.actor_weight, "bias_3": networks.actor_bias}
-    return {name: value.detach().double() for name, value in (hidden | head).items()}
-
-
-def actor_logits(weights: dict[str, Tensor], observation: Tensor) -> Tensor:
-    """`networks.actor` in plain torch, which differentiates any number of times.
-
-    Args:
-      weights: as `actor_weights`; or one seed's, [in, out].
-      observation: [..., seeds, states, 4], or [..., states, 4] for one seed's weights.
-    Returns: [..., seeds, states, actions].
-    """
-    x = torch.tanh(observation @ weights["weight_1"] + weights["bias_1"])
-    x = torch.tanh(x @ weights["weight_2"] + weights["bias_2"])
-    return x @ weights["weight_3"] + weights["bias_3"]
+    return learner, cartpole.play(learner, envs, head, rollouts).transitions

@@ -9,9 +9,10 @@ from entropy_theory.controls import build
 from entropy_theory.records import Objective
 from entropy_theory.runs import Run, read_metrics
 from entropy_theory.softmax import token_statistics
-from sims import cartpole, cartpole_env, networks, ppo
+from sims import cartpole, cartpole_env, networks, ppo, rollouts
 from sims.cartpole_config import CartPoleConfig
 from sims.engine import Head, make_head
+from sims.learner import Learner
 
 SMALL = CartPoleConfig(
     seeds=3,
@@ -51,13 +52,12 @@ def plain_head(config: CartPoleConfig) -> Head:
 
 def make_envs(config: CartPoleConfig) -> cartpole_env.Environments:
     """The environments at the start of a run."""
-    return cartpole_env.make_envs(config.env, cartpole.reset_keys(config, config.envs))
+    return rollouts.new_envs(config)
 
 
 def linear_policy(config: CartPoleConfig, gain: torch.Tensor) -> networks.Networks:
     """Networks that take the last action where gain . observation > 0 and the first elsewhere; gain 0 is a coin."""
-    learner = cartpole.make_learner(config)
-    weights = networks.Networks(*(torch.zeros_like(w) for w in learner.networks))
+    weights = networks.Networks(*(torch.zeros_like(w) for w in cartpole.make_learner(config).networks))
     # tanh is linear to first order: a tiny input keeps the sign, a huge head makes it certain
     weights.weight_1[0, :, :, 0] = 1e-3 * gain.to(weights.weight_1.dtype)
     weights.weight_2[0, :, 0, 0] = 1.0
@@ -65,21 +65,18 @@ def linear_policy(config: CartPoleConfig, gain: torch.Tensor) -> networks.Networ
     return weights
 
 
-def stale(config: CartPoleConfig, **settings) -> tuple[cartpole.Learner, ppo.Transitions]:
+def stale(config: CartPoleConfig, **settings) -> tuple[Learner, ppo.Transitions]:
     """A learner whose policy has moved since it sampled the transitions."""
     config = dataclasses.replace(config, **settings)
     learner = cartpole.make_learner(config)
-    head = plain_head(config)
-    transitions, _ = cartpole.make_transitions(
-        learner, cartpole.sample_rollout(learner, make_envs(config), head, 0), head
-    )
+    transitions = cartpole.play(learner, make_envs(config), plain_head(config), 0).transitions
     with torch.no_grad():
         # far enough that ratios leave [0.8, 1.28] on both sides
         learner.networks.actor_weight.mul_(200)
     return learner, transitions
 
 
-def batch_of(learner: cartpole.Learner, transitions: ppo.Transitions):
+def batch_of(learner: Learner, transitions: ppo.Transitions):
     """The record of all these transitions under the learner's policy as it is now."""
     logits = networks.actor(learner.networks, transitions.states).detach()
     statistics = token_statistics(logits, transitions.action.flatten(1))

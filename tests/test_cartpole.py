@@ -24,6 +24,7 @@ from entropy_theory.loss import token_loss
 from entropy_theory.records import Objective, Sampling
 from sims import cartpole, networks, ppo
 from sims.cartpole_config import CartPoleConfig
+from sims.cartpole_measure import measure_rollout
 from sims.engine import make_head
 
 U = torch.finfo(torch.float64).eps / 2
@@ -44,13 +45,14 @@ def test_kl_cov_and_clip_higher_act_on_a_stale_batch_only():
 
 def test_the_first_update_of_a_run_is_the_same_under_kl_cov_and_clip_higher(tmp_path, monkeypatch):
     """Bit for bit, in float32, also where the recorded log-probabilities were rounded otherwise."""
-    make_transitions = cartpole.make_transitions
+    play = cartpole.play
 
     def rounded_otherwise(*arguments):
-        transitions, entropies = make_transitions(*arguments)
-        return transitions._replace(old_logp=transitions.old_logp * (1 + 2**-23)), entropies
+        played = play(*arguments)
+        old_logp = played.transitions.old_logp * (1 + 2**-23)
+        return played._replace(transitions=played.transitions._replace(old_logp=old_logp))
 
-    monkeypatch.setattr(cartpole, "make_transitions", rounded_otherwise)
+    monkeypatch.setattr(cartpole, "play", rounded_otherwise)
     config = dataclasses.replace(SMALL, lr=0.05, anneal_lr=False, total_timesteps=2 * 128)
     settings = {"none": {}, "clip_higher": {}, "kl_cov": {"kl_cov.fraction": 0.1}, "entropy_bonus": {}}
     lines = {
@@ -84,15 +86,14 @@ def test_a_control_sets_temperature_and_activation():
     learner = learner._replace(control=heated)
     ones = torch.ones(3, dtype=torch.float64)
     head = make_head(heated, heated.sample(Sampling(ones), ()).temperature)
-    rollout = cartpole.sample_rollout(learner, make_envs(DOUBLE), head, 0)
-    transitions, entropies = cartpole.make_transitions(learner, rollout, head)
+    _, transitions, entropies, _ = cartpole.play(learner, make_envs(DOUBLE), head, 0)
     logits = (2.0 * networks.actor(learner.networks, transitions.states) + 1.0) / 4.0
     logp = logits.log_softmax(-1).detach().unsqueeze(2)  # a row is one step
     expected = logp.gather(-1, transitions.action.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(transitions.old_logp, expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(entropies, -(logp.exp() * logp).sum(-1), rtol=1e-12, atol=1e-14)
     # towards temperature 0 the policy takes its best action wherever it may act
-    cold = cartpole.sample_rollout(learner, make_envs(DOUBLE), make_head(heated, ones * 1e-9), 0)
+    cold = cartpole.play(learner, make_envs(DOUBLE), make_head(heated, ones * 1e-9), 0).rollout
     best = networks.actor(learner.networks, cold.observation[:, :, :-1].flatten(1, 2)).argmax(-1)
     assert torch.equal(best.view(cold.action.shape), cold.action)
 
@@ -124,21 +125,22 @@ def test_a_control_advances_once_per_update_with_the_measured_entropy(tmp_path, 
     np.testing.assert_allclose((total / count).numpy(), mean, rtol=0, atol=0.01)
 
 
-def test_a_need_this_world_lacks_is_refused():
-    from entropy_theory.control import check_needs
-
-    with pytest.raises(ValueError, match="made_up needs whole_groups, which the CartPole world does not provide"):
-        check_needs("made_up", control(needs={Need.WHOLE_GROUPS}), "the CartPole world", cartpole.PROVIDES)
+def test_a_need_that_an_algorithm_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(cartpole, "build", lambda names, settings: control(needs={Need.WHOLE_GROUPS}))
+    message = "made_up needs whole_groups, which the CartPole world with algorithm npg does not provide"
+    with pytest.raises(ValueError, match=message):
+        cartpole.build_control(CartPoleConfig(control="made_up", algorithm="npg"))
+    assert cartpole.build_control(CartPoleConfig(control="made_up", algorithm="grpo", probe_states=8))
 
 
 def test_rollout_metrics_are_means_over_valid_states():
     learner, _ = stale(DOUBLE)
     envs, head = make_envs(DOUBLE), plain_head(DOUBLE)
     for number in range(2):  # in the second rollout some environments begin with a reset step
-        rollout = cartpole.sample_rollout(learner, envs, head, number)
-    transitions, entropies = cartpole.make_transitions(learner, rollout, head)
+        played = cartpole.play(learner, envs, head, number)
+    transitions, entropies = played.transitions, played.entropies
     assert (~transitions.mask).any()
-    line = cartpole.measure_rollout(transitions, entropies, [[10, 20], [], [30]])
+    line = measure_rollout(transitions, entropies, [[10, 20], [], [30]])
     assert line["episode_return"] == [15, None, 30] and line["episode_return_count"] == [2, 0, 1]
     for seed in range(3):
         z = networks.actor(learner.networks, transitions.states)[seed].tolist()
@@ -158,6 +160,7 @@ def test_a_run_logs_what_it_should(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert [line["env_steps"] for line in lines] == [128, 256, 384, 512, 640]
     for line in lines:
+        assert ("state_shift" in line) == ("policy_entropy_change" in line) == (line["step"] < 5)
         for key in set(line) - {"step", "env_steps"}:
             assert len(line[key]) == SMALL.seeds and all(x is not None for x in line[key]), key
         for measured, first, bound in zip(
@@ -215,7 +218,17 @@ def test_probe_states_are_float64_states_of_a_moving_policy():
         ({"total_timesteps": 100}, "at least one rollout, envs \\* steps = 512, got 100"),
         ({"minibatches": 7}, "minibatches must divide envs \\* steps = 512, got 7"),
         ({"epochs": 1, "minibatches": 1}, "epochs \\* minibatches must be at least 2, got 1 \\* 1"),
-        ({"probe_states": 1000}, r"probe_states must lie in \[1, 256\]"),
+        ({"probe_states": 1000}, r"probe_states must lie in \[1, 256\], got 1000"),
+        ({"algorithm": "grpo", "probe_states": 65}, r"probe_states must lie in \[1, 64\], got 65"),
+        ({"algorithm": "grpo", "groups": 6}, "minibatches must divide groups, got 4"),
+        ({"algorithm": "reinforce", "group_size": 1}, "group_size must be at least 2, got 1"),
+        ({"algorithm": "grpo", "total_timesteps": 4000}, r"one rollout, groups \* group_size \* 500 = 8000, got 4000"),
+        ({"algorithm": "a2c"}, "algorithm must be one of ppo, npg, grpo, reinforce, got 'a2c'"),
+        ({"env": "Pong-v5"}, "env must be one of CartPole-v1, Acrobot-v1, MountainCar-v0, got 'Pong-v5'"),
+        ({"init": "zero"}, "init must be one of orthogonal, default, got 'zero'"),
+        ({"target_kl": 0.0}, "target_kl must be positive, got 0.0"),
+        ({"damping": -1.0}, "damping must be at least 0, got -1.0"),
+        ({"measure_every": 0}, "measure_every must be at least 1, got 0"),
         ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
     ],
 )

@@ -9,9 +9,10 @@ import torch
 from cartpole_runs import DOUBLE, loss_and_gradients, stale
 
 from sims import cartpole, networks, ppo
+from sims.learner import Learner
 
 
-def alone(learner: cartpole.Learner, seed: int) -> dict[str, torch.nn.Sequential]:
+def alone(learner: Learner, seed: int) -> dict[str, torch.nn.Sequential]:
     """Actor and critic of one seed, as torch modules."""
     found = {}
     for net, name in enumerate(("actor", "critic")):

@@ -19,12 +19,13 @@ from entropy_theory.softmax import entropy
 from entropy_theory.statistics import bootstrap_interval
 from entropy_theory.tables import rank_correlation, replace_rows, write_csv
 from sims import bandit, cartpole, chaos, chaos_bandit, chaos_cartpole
+from sims.actor import actor_logits, actor_weights
 from sims.bandit_config import BanditConfig
 from sims.cartpole_config import CartPoleConfig
 from sims.cartpole_map import FORCE, fallen, first_states, move, plant_exponent
 from sims.chaos_config import ChaosConfig
 from sims.networks import actor
-from sims.trained import actor_logits, actor_weights, cartpole_rollout, states_after
+from sims.trained import cartpole_rollout, states_after
 
 F64 = torch.float64
 U = torch.finfo(F64).eps / 2
