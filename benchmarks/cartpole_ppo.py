@@ -98,7 +98,7 @@ def train_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> 
         records = zip(line["episode_return"], line["episode_return_count"], strict=True)
         for i, (mean, count) in enumerate(records):
             if reached[i] is None and count >= WINDOW and mean >= TARGET:
-                reached[i] = line["env_steps"]
+                reached[i] = line["env_steps"][i]
 
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", config_record(config)) as run:
         train(config, run, watch)
