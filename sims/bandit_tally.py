@@ -4,8 +4,8 @@ A control that treats each token by itself does the same to all pulls of one kin
 and their counts: 2 arms a context in place of `samples` pulls. Controls that rank tokens see the pulls themselves.
 """
 
-import importlib.util
-from functools import lru_cache
+from functools import cache, lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -32,12 +32,21 @@ def count_pulls(config: BanditConfig, problem: Problem, tables: Tables, step: in
     The pulls are those of `bandit_rollout.pull`; with Numba, in a run long enough, they are counted as they are drawn.
     """
     pulls = config.samples * config.rollouts * config.seeds * config.problems
-    if pulls < WORTH_COMPILING or importlib.util.find_spec("numba") is None:
+    compiled = _compiled() if pulls >= WORTH_COMPILING else None
+    if compiled is None:
         return counted(config, pull(config, problem, tables, step))
-    from sims import bandit_tally_numba
-
     context = first_states(config, problem, step)
-    return bandit_tally_numba.count_pulls(config, problem, tables.probability.cumsum(-1), context, step)
+    return compiled.count_pulls(config, problem, tables.probability.cumsum(-1), context, step)
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The compiled counting, or None without Numba."""
+    try:
+        from sims import bandit_tally_numba
+    except ImportError:
+        return None
+    return bandit_tally_numba
 
 
 def counted(config: BanditConfig, rollout: Rollout) -> Tensor:

@@ -253,7 +253,7 @@ def test_entropy_first_rises_where_the_good_arm_is_rare(tmp_path):
 
 
 def test_early_collapse_loses_the_best_arm_of_the_deceptive_bandit(tmp_path):
-    config = BanditConfig(family="deceptive", seeds=10, measure_every=0, record_every=50)
+    config = BanditConfig(family="deceptive", seeds=6, measure_every=0, record_every=50)
     bonus = dataclasses.replace(config, control="entropy_bonus", set={"entropy_bonus.coef": 0.2})
     none, kept = (run(c, tmp_path / c.control)[-1] for c in (config, bonus))
     assert np.mean(none["entropy"]) < 0.2 and np.mean(none["best_arm_probability"]) < 0.4
