@@ -12,10 +12,10 @@ a step, the environments and everything else that is not a matrix product.
 
 Every contender is a process of its own, restricted to the same processors (CleanRL, a loop over steps, to one thread),
 in turn, several rounds; shown are medians, and medians of the ratios within a round. Compilation, or a first short
-training of the same shapes, is timed apart. Our time includes what a run writes: metrics and a state to resume from.
-Steps per second of processor time are shown too: other work on the machine moves them less, but a thread that waits
-for another counts in them. "2 processes" is PureJaxRL with half the seeds in each of two, one a processor, which XLA
-uses better than two threads.
+training of the same shapes, is timed apart. Our time includes what a run writes, metrics and a state to resume from,
+and the measurements of entropy changes in every hundredth rollout. Steps per second of processor time are shown too:
+other work on the machine moves them less, but a thread that waits for another counts in them. "2 processes" is
+PureJaxRL with half the seeds in each of two, one a processor, which XLA uses better than two threads.
 
 Learning is counted by `peers/steps_to_return.py` for all: environment steps of one seed until, at the end of a rollout,
 its last 100 finished episodes average at least 475. Medians over seeds, 95 % bootstrap intervals; a seed that never got
@@ -23,7 +23,7 @@ there counts as having taken the whole run, which moves no median that lies belo
 
 Where our procedure is not PureJaxRL's: advantages are normalised over the whole rollout instead of each minibatch; the
 value loss is not clipped; an episode cut at 500 steps is bootstrapped, not treated as terminated; a reset takes one
-step, which is counted but not learned from; and everything that is measured about entropy.
+step, which is neither counted nor learned from; and everything that is measured about entropy.
 
 So PureJaxRL learns twice: as published, and with the first three of these details taken from here.
 
@@ -56,6 +56,8 @@ EPOCHS, HIDDEN, ENVS, STEPS = 4, 64, 4, 128
 OURS, JAX, JAX_SPLIT, CLEANRL = "entropy-theory", "PureJaxRL", "PureJaxRL, 2 processes", "CleanRL"
 JAX_DETAILS = "PureJaxRL, our details"
 DETAILS = ("bootstrap", "plain_value", "rollout_advantage")
+MEASURE_EVERY = 100
+"""Rollouts between our measurements of entropy changes."""
 WANTED = {JAX: 1.5, CLEANRL: 40.0}
 """Least ratio of our steps per second to theirs."""
 
@@ -70,8 +72,8 @@ def flops_per_step(inputs: int = 4, hidden: int = HIDDEN, actions: int = 2) -> i
 # --- what runs in a process of its own ----------------------------------------------------------------------------
 
 
-def train_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> list[int | None]:
-    """One training; steps to return of each seed."""
+def train_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> tuple[list[int | None], int]:
+    """One training; steps to return of each seed, and environment steps of all together."""
     from entropy_theory.runs import Run
     from sims.cartpole import config_record, train
     from sims.cartpole_config import CartPoleConfig
@@ -91,18 +93,22 @@ def train_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> 
         seed=seed,
         threads=threads,
         engine=engine,
+        measure_every=MEASURE_EVERY,
     )
     reached: list[int | None] = [None] * seeds
+    played = 0
 
     def watch(done: int, total: int, line: dict) -> None:
+        nonlocal played
         records = zip(line["episode_return"], line["episode_return_count"], strict=True)
         for i, (mean, count) in enumerate(records):
             if reached[i] is None and count >= WINDOW and mean >= TARGET:
-                reached[i] = line["env_steps"][i]
+                reached[i] = int(line["env_steps"][i])
+        played = int(line["env_steps"].sum())
 
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", config_record(config)) as run:
         train(config, run, watch)
-    return reached
+    return reached, played
 
 
 def measure_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> dict:
@@ -110,9 +116,8 @@ def measure_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -
     start = time.perf_counter()
     train_ours(seeds, 2 * ENVS * STEPS, threads, seed, engine)
     warm, warm_cpu = time.perf_counter(), time.process_time()
-    reached = train_ours(seeds, steps, threads, seed, engine)
+    reached, done = train_ours(seeds, steps, threads, seed, engine)
     taken, taken_cpu = time.perf_counter() - warm, time.process_time() - warm_cpu
-    done = seeds * (steps // (ENVS * STEPS)) * ENVS * STEPS
     return {
         "compile_seconds": warm - start,
         "steps_per_second": done / taken,
