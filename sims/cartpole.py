@@ -110,9 +110,11 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
     envs = new_envs(config)
     like = torch.zeros(config.seeds, dtype=networks.bias_1.dtype)
     control_state, start, probe = control.init(like), 0, None
+    env_steps = torch.zeros(config.seeds, dtype=torch.int64)
     returns: list[list[float]] = [[] for _ in range(config.seeds)]
     if (saved := run.load_state()) is not None:
-        start, control_state, probe, returns = (saved[k] for k in ("rollout", "control", "probe", "returns"))
+        start, control_state, probe, env_steps = (saved[k] for k in ("rollout", "control", "probe", "env_steps"))
+        returns = [part.tolist() for part in saved["returns"].split(saved["finished"])]
         load_learner(learner, saved)
         restore_env(envs, saved["env"])
 
@@ -127,6 +129,7 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
         rollout, transitions, entropies, head = played
         measured = number % config.measure_every == 0
         returns = [(old + new)[-WINDOW:] for old, new in zip(returns, finished_returns(rollout), strict=True)]
+        env_steps = env_steps + transitions.mask.sum((1, 2))
         metrics = measure_rollout(transitions, entropies, returns)
         if probe is None:
             probe = choose_probe(config, transitions)
@@ -163,7 +166,10 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
             "rollout": number + 1,
             "control": control_state,
             "probe": probe,
-            "returns": returns,
+            # one tensor: a state of thousands of Python numbers takes longer to write than the networks
+            "returns": torch.tensor([value for found in returns for value in found], dtype=torch.float64),
+            "finished": [len(found) for found in returns],
+            "env_steps": env_steps,
             **learner_state(learner),
             "env": env_state(envs),  # before the next rollout, which a resumed run plays again
         }
@@ -171,7 +177,7 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
             played, old = next_rollout(number + 1), played
             if measured:
                 metrics |= measure_shift(learner, old, played)
-        line = {"step": number + 1, "env_steps": (number + 1) * config.rollout_size, **metrics}
+        line = {"step": number + 1, "env_steps": env_steps, **metrics}
         run.record(line, state)
         if progress:
             progress(number + 1, config.rollouts, line)

@@ -31,8 +31,9 @@ class CartPoleConfig:
     seeds: int = 10
     """Independent repetitions, trained together."""
     total_timesteps: int = 153_600
-    """Environment steps per seed, at most; rounded down to whole rollouts. An episode of grpo and reinforce counts as
-    the longest possible one."""
+    """ppo, npg: environment steps per seed, automatic resets included; rounded down to whole rollouts."""
+    episode_rollouts: int = 60
+    """grpo, reinforce: rollouts in the run. How many steps their episodes take is known only afterwards."""
     envs: int = 16
     """ppo, npg: parallel environments per seed."""
     steps: int = 32
@@ -100,7 +101,7 @@ class CartPoleConfig:
     @property
     def rollouts(self) -> int:
         """Rollouts in the run."""
-        return self.total_timesteps // self.rollout_size
+        return self.episode_rollouts if self.algorithm in EPISODES else self.total_timesteps // self.rollout_size
 
     @property
     def updates_per_rollout(self) -> int:
@@ -109,7 +110,7 @@ class CartPoleConfig:
 
     def __post_init__(self):
         require_at_least(self, 1, "seeds", "envs", "steps", "groups", "epochs", "minibatches", "hidden", "threads")
-        require_at_least(self, 1, "measure_every")
+        require_at_least(self, 1, "measure_every", "episode_rollouts")
         require_at_least(self, 0, "value_coef", "damping")
         require_positive(self, "clip_low", "clip_high", "max_grad_norm", "target_kl")
         require_share(self, "gamma", "gae_lambda")
@@ -121,23 +122,36 @@ class CartPoleConfig:
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr must lie in (0, 1], got {self.lr}")
         if self.algorithm in EPISODES:
-            require_at_least(self, 2, "group_size")
-        size, rows, most_probes = (
-            (f"groups * group_size * {MAX_STEPS[self.env]}", ("groups", self.groups), SHORTEST_EPISODE * self.copies)
-            if self.algorithm in EPISODES
-            else ("envs * steps", (f"envs * steps = {self.rollout_size}", self.rollout_size), self.rollout_size // 2)
-        )
-        if self.total_timesteps < self.rollout_size:
-            raise ValueError(
-                f"total_timesteps must be at least one rollout, {size} = {self.rollout_size}, "
-                f"got {self.total_timesteps}"
-            )
-        if rows[1] % self.minibatches:
-            raise ValueError(f"minibatches must divide {rows[0]}, got {self.minibatches}")
+            self._check_episodes()
+        else:
+            self._check_segments()
         if self.updates_per_rollout < 2:
             raise ValueError(
                 f"epochs * minibatches must be at least 2, got {self.epochs} * {self.minibatches}: "
                 "some controls (kl_cov, clip_higher) cannot act on the first update of a rollout"
             )
-        if not 1 <= self.probe_states <= most_probes:
-            raise ValueError(f"probe_states must lie in [1, {most_probes}], got {self.probe_states}")
+
+    def _check_segments(self) -> None:
+        if self.total_timesteps < self.rollout_size:
+            raise ValueError(
+                f"total_timesteps must be at least one rollout, envs * steps = {self.rollout_size}, "
+                f"got {self.total_timesteps}"
+            )
+        if self.rollout_size % self.minibatches:
+            raise ValueError(f"minibatches must divide envs * steps = {self.rollout_size}, got {self.minibatches}")
+        if not 1 <= self.probe_states <= self.rollout_size // 2:
+            raise ValueError(
+                f"probe_states must lie in [1, {self.rollout_size // 2}] (half of envs * steps), "
+                f"got {self.probe_states}"
+            )
+
+    def _check_episodes(self) -> None:
+        require_at_least(self, 2, "group_size")
+        if self.groups % self.minibatches:
+            raise ValueError(f"minibatches must divide groups = {self.groups}, got {self.minibatches}")
+        most = SHORTEST_EPISODE * self.copies
+        if not 1 <= self.probe_states <= most:
+            raise ValueError(
+                f"probe_states must lie in [1, {most}] ({SHORTEST_EPISODE} * groups * group_size), "
+                f"got {self.probe_states}"
+            )

@@ -32,7 +32,6 @@ Metrics = dict[str, Tensor]
 def measure_rollout(transitions: Transitions, entropies: Tensor, returns: list[list[float]]) -> dict:
     """Entropy of the policy that sampled and the returns so far; None where no episode has ended yet."""
     return {
-        "valid_steps": transitions.mask.sum((1, 2)),
         "entropy": token_mean(entropies, transitions.mask),
         "sampled_entropy": -token_mean(transitions.old_logp, transitions.mask),
         "episode_return": [sum(r) / len(r) if r else None for r in returns],

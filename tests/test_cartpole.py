@@ -158,7 +158,8 @@ def test_rollout_metrics_are_means_over_valid_states():
 def test_a_run_logs_what_it_should(tmp_path):
     lines = train(SMALL, tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert [line["env_steps"] for line in lines] == [128, 256, 384, 512, 640]
+    for number, line in enumerate(lines, 1):  # no episode is shorter than 8 steps, and each end costs a reset
+        assert all(128 * number * 7 / 8 <= steps < 128 * number for steps in line["env_steps"])
     for line in lines:
         assert ("state_shift" in line) == ("policy_entropy_change" in line) == (line["step"] < 5)
         for key in set(line) - {"step", "env_steps"}:
@@ -190,7 +191,7 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, name):
 
 def test_it_learns(tmp_path):
     """A coin keeps the pole up for 22 steps; after 15,000 steps of training every seed triples that."""
-    lines = train(CartPoleConfig(seeds=2, total_timesteps=30 * 512), tmp_path / "run")
+    lines = train(CartPoleConfig(seeds=2, total_timesteps=30 * 512, engine="torch"), tmp_path / "run")
     assert max(lines[0]["episode_return"]) < 33 and min(lines[-1]["episode_return"]) > 66
     assert max(lines[-1]["entropy"]) < min(lines[0]["entropy"])
 
@@ -218,11 +219,14 @@ def test_probe_states_are_float64_states_of_a_moving_policy():
         ({"total_timesteps": 100}, "at least one rollout, envs \\* steps = 512, got 100"),
         ({"minibatches": 7}, "minibatches must divide envs \\* steps = 512, got 7"),
         ({"epochs": 1, "minibatches": 1}, "epochs \\* minibatches must be at least 2, got 1 \\* 1"),
-        ({"probe_states": 1000}, r"probe_states must lie in \[1, 256\], got 1000"),
-        ({"algorithm": "grpo", "probe_states": 65}, r"probe_states must lie in \[1, 64\], got 65"),
-        ({"algorithm": "grpo", "groups": 6}, "minibatches must divide groups, got 4"),
+        ({"probe_states": 1000}, r"probe_states must lie in \[1, 256\] \(half of envs \* steps\), got 1000"),
+        (
+            {"algorithm": "grpo", "probe_states": 65},
+            r"probe_states must lie in \[1, 64\] \(4 \* groups \* group_size\), got 65",
+        ),
+        ({"algorithm": "grpo", "groups": 6}, "minibatches must divide groups = 6, got 4"),
         ({"algorithm": "reinforce", "group_size": 1}, "group_size must be at least 2, got 1"),
-        ({"algorithm": "grpo", "total_timesteps": 4000}, r"one rollout, groups \* group_size \* 500 = 8000, got 4000"),
+        ({"algorithm": "grpo", "episode_rollouts": 0}, "episode_rollouts must be at least 1, got 0"),
         ({"algorithm": "a2c"}, "algorithm must be one of ppo, npg, grpo, reinforce, got 'a2c'"),
         ({"env": "Pong-v5"}, "env must be one of CartPole-v1, Acrobot-v1, MountainCar-v0, got 'Pong-v5'"),
         ({"init": "zero"}, "init must be one of orthogonal, default, got 'zero'"),
