@@ -84,7 +84,8 @@ def _policy_gradient(logits, action, mask, tokens, penalties, slopes, count, d_l
                 d_logits[i, a] = 0
             continue
         entropy = _log_softmax(logits, i, scale[i], row, share)
-        logp = row[action[i]]
+        # as `statistics` gives it, so that |logp - old_logp| is 0 where the policy has not moved
+        logp = np.float64(logits.dtype.type(row[action[i]]))
         surrogate = _surrogate_slope(math.exp(logp - old_logp[i]), advantage[i], low[i], high[i])
         slope = _penalty_slope(penalties, slopes, i, logp) - weight[i] * surrogate
         for a in range(row.size):
