@@ -202,7 +202,10 @@ def speed(names: list[str], options, processors: list[int]) -> None:
         for name in names:
             seeds, steps = sizes.get(name, (options.seeds, options.speed_steps))
             found[name].append(measure(name, seeds, steps, 1000 * number, processors, options.engine))
-        print(f"round {number + 1} of {options.rounds} done, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+            rate, load = found[name][-1]["steps_per_second"], os.getloadavg()[0]
+            print(
+                f"round {number + 1} of {options.rounds}: {name}, {rate:,.0f} steps/s, load {load:.1f}", file=sys.stderr
+            )
     print(f"\n{'':26}{'seeds':>6}{'steps/s':>11}{'steps/CPU s':>13}{'ours / it':>11}{'wanted':>8}{'compile s':>11}")
     own = [x["steps_per_second"] for x in found[OURS]]
     for name, results in found.items():
