@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from entropy_theory.ranges import check_types, flat
 
-KEYS = ("description", "world", "figure", "curves", "seeds", "seed", "base", "axes", "runs", "tune")
+KEYS = ("description", "world", "figure", "curves", "per_seed", "seeds", "seed", "base", "axes", "runs", "tune")
 TUNE_KEYS = ("seed", "seeds", "metric", "direction", "space")
 RESERVED = {
     "seeds": "give seeds at the top of the file",
@@ -63,6 +63,7 @@ class Sweep:
     world: str
     figure: str | None
     curves: tuple[str, ...]
+    per_seed: tuple[str, ...]
     seeds: int
     seed: int
     points: tuple[Point, ...]
@@ -85,9 +86,7 @@ def parse(name: str, table: Mapping[str, Any], worlds: Mapping[str, Any], overri
     seeds, seed = (_whole(where, key, {**table, **overrides}.get(key, default)) for key, default in SEEDS.items())
     if seeds < 1:
         raise ValueError(f"{where}: seeds must be at least 1, got {seeds}")
-    curves = table.get("curves", [])
-    if not isinstance(curves, list) or not all(isinstance(column, str) for column in curves):
-        raise ValueError(f"{where}: curves must be a list of metric names, got {curves!r}")
+    curves, per_seed = (_metrics(where, key, table.get(key, [])) for key in ("curves", "per_seed"))
     builder = _Builder(where, worlds[table["world"]](), {"seeds": seeds, "seed": seed})
     points = builder.points(table, {key: value for key, value in overrides.items() if key not in SEEDS})
     tune = _tune(where, table["tune"], range(seed, seed + seeds)) if "tune" in table else None
@@ -96,7 +95,8 @@ def parse(name: str, table: Mapping[str, Any], worlds: Mapping[str, Any], overri
         table.get("description", ""),
         table["world"],
         table.get("figure"),
-        tuple(curves),
+        curves,
+        per_seed,
         seeds,
         seed,
         points,
@@ -129,12 +129,11 @@ class _Builder:
             raise ValueError(f"{self.where}: runs must be an array of tables, [[runs]]")
         grids += [self.values("runs", run) for run in runs]
         varied = list(dict.fromkeys(key for grid in grids for key in grid if key != "label"))
-        for key in overrides:
-            if key in varied:
-                raise ValueError(f"{self.where}: --set {key}: this varies in the sweep; choose its values with --only")
         found = []
         for grid in grids or [{}]:
             for choice in self.choices(grid):
+                for key in overrides.keys() & choice.keys():
+                    raise ValueError(f"{self.where}: --set {key}: the runs of the sweep set this themselves")
                 index, label = len(found), choice.pop("label", None)
                 config = self.make(base | choice)
                 axes = {key: getattr(config, key, config.set.get(key)) for key in varied}
@@ -245,6 +244,12 @@ def _whole(where: str, key: str, value: Any) -> int:
     if type(value) is not int:
         raise ValueError(f"{where}: {key} must be a whole number, got {value!r}")
     return value
+
+
+def _metrics(where: str, key: str, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where}: {key} must be a list of metric names, got {names!r}")
+    return tuple(names)
 
 
 def _tune(where: str, table: Mapping[str, Any], report: range) -> Tune:

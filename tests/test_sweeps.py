@@ -149,5 +149,5 @@ def test_a_mistake_is_one_sentence(text, message):
 
 
 def test_a_varied_field_cannot_be_set():
-    with pytest.raises(ValueError, match="--set arms: this varies in the sweep"):
+    with pytest.raises(ValueError, match="--set arms: the runs of the sweep set this themselves"):
         parse('world = "bandit"\n[axes]\narms = [3, 4]', arms=5)

@@ -1,6 +1,7 @@
 """Jobs as tasks of a Ray cluster. Results are files: every node must see the output directory under the same path."""
 
 import os
+import socket
 from collections.abc import Sequence
 
 from entropy_theory.cli.engines.jobs import Job, perform
@@ -16,7 +17,7 @@ class RayEngine:
           workers: cores of the cluster of this machine; 0 for all.
         Raises: ValueError if Ray is not installed or the cluster cannot be reached.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody about what is run
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
@@ -24,6 +25,7 @@ class RayEngine:
             raise ValueError("--engine ray needs Ray; install it with pip install 'entropy-theory[ray]'") from None
         self._ray = ray
         address = address or os.environ.get("RAY_ADDRESS", "")
+        _knock(address)
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if address:
@@ -55,6 +57,17 @@ class RayEngine:
 
     def __exit__(self, *_) -> None:
         self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise ValueError if nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster could be reached at {address}: {error.strerror or error}") from None
 
 
 OBJECT_STORE = 100 * 2**20
