@@ -67,8 +67,8 @@ class BanditConfig:
     clip_high: float = 0.2
     """Distance of PPO's upper clip from ratio 1."""
     measure_every: int = 1
-    """Rollouts between measurements of the theory; 0 measures nothing. Only a recorded rollout is measured. Every rollout
-    measured is 57 % of a default run's time, every 10th measured and recorded 20 %."""
+    """Rollouts between measurements of the theory; 0 measures nothing. Only a recorded rollout is measured.
+    Measuring every one takes 57 % of a default run's time, every tenth (with record_every) 20 %."""
     record_every: int = 1
     """Rollouts between lines of metrics and saved states (the last is always recorded); a kill loses at most these."""
     seed: int = 0
