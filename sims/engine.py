@@ -54,6 +54,7 @@ class Engine(NamedTuple):
 
     collect:   (environments, networks, head, draws [seeds, envs, steps], dtype) -> Rollout
     forward:   (networks, observation [seeds, states, inputs]) -> Outputs
+    evaluate:  the same where nothing will be differentiated: keeps nothing
     statistics: (policy's logits [seeds, states, actions], action [seeds, states]) -> (logp, entropy) [seeds, states]
     head_gradient: (head, outputs, minibatch, batch, objective, value_coef) -> derivatives of the loss by
                (logits, value); records are E = [seeds, rows, steps] with rows * steps the states of the outputs
@@ -64,6 +65,7 @@ class Engine(NamedTuple):
 
     collect: Callable[[Environments, Networks, Head, Tensor, torch.dtype], Rollout]
     forward: Callable[[Networks, Tensor], Outputs]
+    evaluate: Callable[[Networks, Tensor], Outputs]
     statistics: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     head_gradient: Callable[[Head, Outputs, Transitions, Batch, Objective, float], tuple[Tensor, Tensor]]
     backward: Callable[[Networks, Outputs, Tensor, Tensor], Networks]
@@ -74,6 +76,11 @@ def _forward(networks: Networks, observation: Tensor) -> Outputs:
     with torch.enable_grad():
         graph = actor_critic(networks, observation)
     return Outputs(*(output.detach() for output in graph), graph)
+
+
+@torch.no_grad()
+def _evaluate(networks: Networks, observation: Tensor) -> Outputs:
+    return Outputs(*actor_critic(networks, observation), None)
 
 
 def head_gradient(
@@ -95,7 +102,7 @@ def _adam(networks, gradients, first, second, max_norm: float, step: int, lr: fl
     adam_step(networks, gradients, first, second, step, lr)
 
 
-TORCH = Engine(collect, _forward, token_statistics, head_gradient, _backward, _adam)
+TORCH = Engine(collect, _forward, _evaluate, token_statistics, head_gradient, _backward, _adam)
 
 
 class Maker(NamedTuple):

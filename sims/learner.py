@@ -64,7 +64,7 @@ def load_learner(learner: Learner, saved: dict) -> None:
 
 def policy_at(learner: Learner, head: Head, states: Tensor) -> Tensor:
     """The acting policy's logits at states [seeds, n, inputs], float64 so that differences are not rounded again."""
-    return head.policy(learner.engine.forward(learner.networks, states).logits).double()
+    return head.policy(learner.engine.evaluate(learner.networks, states).logits).double()
 
 
 def learning_rate(config: CartPoleConfig, update: int) -> float:

@@ -60,7 +60,7 @@ def transitions_of_segments(learner: Learner, rollout: Rollout, head: Head) -> t
     Advantages are normalised over the rollout's valid transitions of each seed, not per minibatch.
     """
     config, mask = learner.config, rollout.mask
-    out = learner.engine.forward(learner.networks, rollout.observation.flatten(1, 2))
+    out = learner.engine.evaluate(learner.networks, rollout.observation.flatten(1, 2))
     shape = rollout.observation.shape[1:3]
     value = out.value.unflatten(1, shape)
     policy = head.policy(out.logits).unflatten(1, shape)[:, :, :-1].flatten(1, 2)
@@ -110,7 +110,7 @@ def transitions_of_episodes(learner: Learner, rollout: Rollout, advantage: Tenso
     """Transitions with this advantage (E) and the sampling policy's entropy at every state, E."""
     config, mask = learner.config, rollout.mask
     observation = rollout.observation[:, :, :-1]
-    policy = head.policy(learner.engine.forward(learner.networks, observation.flatten(1, 2)).logits)
+    policy = head.policy(learner.engine.evaluate(learner.networks, observation.flatten(1, 2)).logits)
     statistics = learner.engine.statistics(policy, rollout.action.flatten(1, 2))
     old_logp, entropies = (x.view(mask.shape) for x in statistics)
     outcome = outcomes(rollout, ENVIRONMENTS[config.env])[:, :, 0]

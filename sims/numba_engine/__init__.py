@@ -27,6 +27,7 @@ from sims.ppo import Transitions
 KERNELS = (
     *COLLECT.values(),
     passes.forward,
+    passes.evaluate,
     passes.backward,
     head.statistics,
     head.policy_gradient,
@@ -50,14 +51,14 @@ _forget_outdated()
 
 def _array(tensor: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
     """The tensor's memory, or a copy in C order (and of this dtype) where it is laid out otherwise."""
-    return tensor.detach().to(dtype or tensor.dtype).contiguous().numpy()
+    if dtype is not None and tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor.detach().contiguous().numpy()
 
 
 def _arrays(tensors: Iterable[Tensor]) -> Networks:
-    """The memory of weights, or of what has their shapes; Adam writes into it."""
-    arrays = Networks(*(tensor.detach().numpy() for tensor in tensors))
-    assert all(array.flags.c_contiguous for array in arrays), "the weights are not laid out in C order"
-    return arrays
+    """The memory of weights, or of what has their shapes."""
+    return Networks(*[tensor.detach().numpy() for tensor in tensors])
 
 
 def collect(
@@ -100,6 +101,16 @@ def forward(threads: int, networks: Networks, observation: Tensor) -> Outputs:
     logits, value = (np.empty((seeds, states, w.shape[-1]), x.dtype) for w in (weights.actor_weight, weights[6]))
     over_seeds(threads, passes.forward, seeds, weights, x, hidden_1, hidden_2, logits, value)
     return Outputs(torch.from_numpy(logits), torch.from_numpy(value[..., 0]), (x, hidden_1, hidden_2))
+
+
+def evaluate(threads: int, networks: Networks, observation: Tensor) -> Outputs:
+    """As `forward`, for outputs that are not differentiated."""
+    weights, x = _arrays(networks), _array(observation)
+    shape = x.shape[:2]
+    logits, value = (np.empty((*shape, w.shape[-1]), x.dtype) for w in (weights.actor_weight, weights.critic_weight))
+    stride = padded(weights.weight_2.shape[-1], x.itemsize)
+    over_seeds(threads, passes.evaluate, len(x), weights, stride, x, logits, value)
+    return Outputs(torch.from_numpy(logits), torch.from_numpy(value[..., 0]), None)
 
 
 def statistics(threads: int, logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,18 +159,19 @@ def head_gradient(
 
 def backward(threads: int, networks: Networks, outputs: Outputs, d_logits: Tensor, d_value: Tensor) -> Networks:
     """Gradients of sum(d_logits logits) + sum(d_value value), as `Networks`."""
-    gradients = Networks(*(torch.empty_like(weight) for weight in networks))
+    weights = _arrays(networks)
+    gradients = Networks(*map(np.empty_like, weights))
     over_seeds(
         threads,
         passes.backward,
         len(d_value),
-        _arrays(networks),
+        weights,
         *outputs.kept,
         _array(d_logits),
         _array(d_value.unsqueeze(-1)),
-        _arrays(gradients),
+        gradients,
     )
-    return gradients
+    return Networks(*map(torch.from_numpy, gradients))
 
 
 def clipped_adam(
@@ -173,13 +185,15 @@ def clipped_adam(
     lr: float,
 ) -> None:
     """As `ppo.clip_gradients`, then `ppo.adam_step`; the gradients are left as they are."""
-    number = _array(networks.bias_1).dtype.type
+    arrays = [_arrays(tensors) for tensors in (networks, gradients, first, second)]
+    # a matrix in another order would be flattened into a copy, and the copy changed
+    assert all(array.flags.c_contiguous for tensors in arrays for array in tensors), "weights not in C order"
+    number = arrays[0].bias_1.dtype.type
     settings = (number(max_norm), number(lr / (1 - 0.9**step)), number(1 / (1 - 0.999**step)))
-    seeds = len(networks.actor_weight)
-    over_seeds(threads, adam.clipped_adam, seeds, *map(_arrays, (networks, gradients, first, second)), *settings)
+    over_seeds(threads, adam.clipped_adam, len(networks.actor_weight), *arrays, *settings)
 
 
 def make_engine(threads: int) -> Engine:
     """The engine on this many threads."""
-    functions = collect, forward, statistics, head_gradient, backward, clipped_adam
+    functions = collect, forward, evaluate, statistics, head_gradient, backward, clipped_adam
     return Engine(*(partial(function, threads) for function in functions))
