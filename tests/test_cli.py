@@ -29,7 +29,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
                                    ["llm", "train", "--help"], ["llm", "make-tiny", "--help"],
                                    ["check", "--help"], ["reproduce", "--help"],
                                    ["study", "chaos", "--help"], ["study", "kernel", "--help"],
-                                   ["conformance", "--help"]])  # fmt: skip
+                                   ["conformance", "--help"], ["ablate", "--help"]])  # fmt: skip
 def test_help_needs_no_torch(words):
     code = (
         "import sys; from entropy_theory.cli import main\n"
