@@ -24,6 +24,9 @@ from entropy_theory.tables import write_csv
 POINTS = 100
 """Points of a curve kept in the table, evenly spaced, both ends included."""
 
+SEED_POINTS = 30
+"""Steps at which the table of single seeds has values."""
+
 THRESHOLDS = 50
 """Thresholds of a performance profile, evenly spaced from the smallest final return to the largest."""
 
@@ -58,6 +61,8 @@ def write_results(sweep: Sweep, out: Path) -> Results:
         "curves": [row for index, found in curves.items() for row in _curve(sweep, sweep.points[index], found)],
         "profiles": [row for index, found in curves.items() for row in _profile(sweep.points[index], found, curves)],
     }
+    if sweep.per_seed:
+        tables["seeds"] = [row for i, found in curves.items() for row in _per_seed(sweep, sweep.points[i], found)]
     files = []
     for name, table in tables.items() if curves else ():
         files.append(out / "data" / f"{sweep.name}_{name}.csv")
@@ -164,13 +169,34 @@ def _curve(sweep: Sweep, point: Point, curves: Curves) -> list[dict[str, Any]]:
         there = np.flatnonzero(~np.isnan(values).all(0))
         if not len(there):
             continue
-        places = there[np.unique(np.linspace(0, len(there) - 1, POINTS).round().astype(int))]
+        places = there[_spread(len(there), POINTS)]
         band = curve_band(values[:, places])
         for place, *numbers in zip(places, *band, strict=True):
             row = rows.setdefault(int(place), {"step": int(curves.steps[place])})
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, numbers), strict=True))
     start = {"index": point.index, "label": point.label, "world": sweep.world, "control": point.config.control}
     return [start | point.axes | rows[place] for place in sorted(rows)]
+
+
+def _per_seed(sweep: Sweep, point: Point, curves: Curves) -> list[dict[str, Any]]:
+    """Every seed's own values of the metrics in the sweep's `per_seed`, at no more than `SEED_POINTS` steps."""
+    names = [name for name in sweep.per_seed if name in curves.columns]
+    there = np.flatnonzero(np.logical_or.reduce([~np.isnan(curves.columns[name]).all(0) for name in names]))
+    if not len(there):
+        return []
+    start = {"index": point.index, "label": point.label, **point.axes}
+    return [
+        start
+        | {"seed": sweep.seed + seed, "step": int(curves.steps[place])}
+        | {name: float(curves.columns[name][seed, place]) for name in names}
+        for seed in range(len(curves.column("entropy")))
+        for place in there[_spread(len(there), SEED_POINTS)]
+    ]
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Places of at most so many of `count` things, evenly spaced, both ends included."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
 def _profile(point: Point, curves: Curves, all_curves: dict[int, Curves]) -> list[dict[str, Any]]:
