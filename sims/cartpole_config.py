@@ -71,7 +71,8 @@ class CartPoleConfig:
     init: Literal["orthogonal", "default"] = "orthogonal"
     """Weights at the start: orthogonal with a nearly uniform policy, or as torch.nn.Linear begins."""
     measure_every: int = 1
-    """Rollouts between measurements of entropy changes; each costs about as much as 3 updates of a default run."""
+    """Rollouts between measurements of entropy changes; one in every rollout takes 7 % of a default run's
+    time with engine numba, 14 % with torch."""
     probe_states: int = 64
     """States per seed, from the first rollout, on which entropy changes are measured."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -79,7 +80,8 @@ class CartPoleConfig:
     engine: Literal["auto", "torch", "numba"] = "auto"
     """What computes: torch, numba (faster; one that is compiled), or auto, the fastest that is installed."""
     seed: int = 0
-    """First seed. Nothing of seed i depends on the number of seeds: weights, first states, actions, shuffles."""
+    """First seed. Nothing of seed i depends on which others run beside it. (A single seed may differ in the last bits
+    with engine torch, which multiplies a batch of one matrix by other code.)"""
     threads: int = 1
     """CPU threads."""
 

@@ -33,7 +33,8 @@ def fisher_product(weights: dict[str, Tensor], states: Tensor, mask: Tensor, hea
         probe = torch.zeros_like(logits, requires_grad=True)
         pulled = torch.autograd.grad(logits, list(leaves.values()), probe, create_graph=True)
     _, probability = finite_log_probs(logits.detach())
-    share = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1).to(logits.dtype)
+    valid = mask.to(logits.dtype).unsqueeze(-1)
+    share = valid / valid.sum(1, keepdim=True).clamp(min=1)
 
     def product(vector: Tensor) -> Tensor:
         (moved,) = torch.autograd.grad(pulled, probe, split(vector, leaves), retain_graph=True)
