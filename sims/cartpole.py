@@ -127,7 +127,7 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
     played = next_rollout(start) if start < config.rollouts else None
     for number in range(start, config.rollouts):
         rollout, transitions, entropies, head = played
-        measured = number % config.measure_every == 0
+        measured = config.measure_every > 0 and number % config.measure_every == 0
         returns = [(old + new)[-WINDOW:] for old, new in zip(returns, finished_returns(rollout), strict=True)]
         env_steps = env_steps + transitions.mask.sum((1, 2))
         metrics = measure_rollout(transitions, entropies, returns)

@@ -232,7 +232,7 @@ def test_probe_states_are_float64_states_of_a_moving_policy():
         ({"init": "zero"}, "init must be one of orthogonal, default, got 'zero'"),
         ({"target_kl": 0.0}, "target_kl must be positive, got 0.0"),
         ({"damping": -1.0}, "damping must be at least 0, got -1.0"),
-        ({"measure_every": 0}, "measure_every must be at least 1, got 0"),
+        ({"measure_every": -1}, "measure_every must be at least 0, got -1"),
         ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
     ],
 )

@@ -151,6 +151,8 @@ def _stop_after_one(done, total, line):
 def test_rollouts_that_are_not_measured_leave_the_measurements_out_and_train_alike(tmp_path):
     always = train(DOUBLE, tmp_path / "always")
     rarely = train(dataclasses.replace(DOUBLE, measure_every=3), tmp_path / "rarely")
+    never = train(dataclasses.replace(DOUBLE, measure_every=0), tmp_path / "never")
+    assert all(set(line) == set(rarely[1]) for line in never)
     for number, (full, line) in enumerate(zip(always, rarely, strict=True)):
         assert set(line) == (set(full) if number % 3 == 0 else set(line) & set(full))
         assert ("predicted_first_order" in line) == ("selected_share" in line) == (number % 3 == 0)
