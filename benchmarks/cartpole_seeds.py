@@ -29,7 +29,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (8, 32, 128, 512, 2048, 4096)
-STEPS_OF_ALL = 8_000_000
+STEPS_OF_ALL = 2_000_000
 """Environment steps timed in each size, at least three rollouts."""
 
 

@@ -2,23 +2,19 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
-from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from cartpole_runs import SMALL, same, train, trained
+from cartpole_runs import SMALL, same
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, generators, logits, objectives
 
 from entropy_theory.draw import uniform
 from entropy_theory.softmax import token_statistics
-from sims import cartpole, engine, rollouts
+from sims import cartpole, rollouts
 from sims.cartpole_env import env_state, make_envs
 from sims.engine import TORCH, Head, Outputs
 from sims.environments import ENVIRONMENTS
@@ -242,6 +238,14 @@ def test_passes_are_autograds(dtype, seeds, rows, hidden, name, rng):
             assert all((absolute(a - b) <= 1.01 * bound).all() for a, b, bound in both)
 
 
+@given(dtypes, st.integers(1, 2), st.integers(1, 400), st.integers(1, 20), generators())
+def test_evaluation_in_blocks_is_the_forward_pass(dtype, seeds, rows, hidden, rng):
+    """Bit for bit: no row's sums depend on the rows beside it."""
+    kind, fast = ENVIRONMENTS["CartPole-v1"], numba_engine.make_engine(2)
+    networks, x = networks_of(kind, seeds, hidden, dtype), torch.from_numpy(rng.normal(size=(seeds, rows, 4))).to(dtype)
+    assert same(fast.evaluate(networks, x)[:2], fast.forward(networks, x)[:2])
+
+
 @given(
     dtypes, st.integers(1, 3), st.integers(1, 20), st.sampled_from([1e-3, 0.5, 1e6]), st.integers(1, 50), generators()
 )
@@ -336,89 +340,3 @@ def test_a_penalty_on_the_ratio_is_silent_on_the_first_update():
     assert any((p.coef != 0).any() for p in edited.penalties)
     pair = [learner.engine.head_gradient(head, outputs, transitions, batch, o, 0.5) for o in (plain, edited)]
     assert same(*pair)
-
-
-# --- whole runs ------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_is_the_generic_one(tmp_path):
-    """float64, 5 rollouts of 4 updates: the same episodes, and weights that agree.
-
-    A gradient of size 1 is off by at most some 1e-13 (500 roundings), a step of Adam (eps 1e-5) then by at most
-    lr 1e-13 / 1e-5 = 1e-11, and 20 steps of which each may amplify what came before tenfold in all by 1e-9.
-    """
-    runs = {}
-    for name in ("torch", "numba"):
-        config = dataclasses.replace(SMALL, dtype="float64", engine=name)
-        lines = train(config, tmp_path / name)
-        runs[name] = lines, trained(tmp_path / name)
-    (lines, weights), (expected, expected_weights) = runs["numba"], runs["torch"]
-    assert [line["episode_return"] for line in lines] == [line["episode_return"] for line in expected]
-    for a, b in zip(weights, expected_weights, strict=True):
-        assert (a - b).abs().max() <= 1e-9
-    entropies = [[line["entropy"] for line in run] for run in (lines, expected)]
-    np.testing.assert_allclose(*entropies, rtol=0, atol=1e-9)
-    assert not same(weights, cartpole.make_learner(dataclasses.replace(SMALL, dtype="float64")).networks)
-
-
-def test_nothing_depends_on_threads_or_on_other_seeds(tmp_path):
-    found = {}
-    for seeds, threads in ((5, 1), (5, 3), (2, 2)):
-        config = dataclasses.replace(FAST, seeds=seeds, threads=threads, control="entropy_bonus")
-        train(config, tmp_path / f"{seeds}-{threads}")
-        found[seeds, threads] = trained(tmp_path / f"{seeds}-{threads}")
-    assert same(found[5, 1], found[5, 3])
-    first_two = [w[:, :2] if w.shape[0] == 2 and w.dim() == 4 else w[:2] for w in found[5, 1]]
-    assert same(first_two, found[2, 2])
-
-
-class Killed(Exception):
-    pass
-
-
-def test_a_resumed_run_writes_the_same_bytes(tmp_path):
-    def kill(done, total, line):
-        if done == 2:
-            raise Killed
-
-    train(FAST, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(FAST, tmp_path / "parts", kill)
-    train(FAST, tmp_path / "parts")
-    for name in ("metrics.jsonl", "state.pt"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-
-
-# --- choosing it -----------------------------------------------------------------------------------------------------
-
-
-def test_without_numba_the_engine_is_torch_or_the_error_names_the_remedy(monkeypatch):
-    present = engine.importlib.util.find_spec
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None if name == "numba" else present(name))
-    assert engine.resolve_engine("auto") == "torch"
-    with pytest.raises(ValueError, match=r"engine 'numba' needs .*pip install 'entropy-theory\[fast\]'"):
-        engine.resolve_engine("numba")
-
-
-def test_numba_is_loaded_only_when_chosen():
-    code = (
-        "import sys; from sims import cartpole, cartpole_config as c;"
-        "cartpole.make_learner(c.CartPoleConfig(engine='torch')); print('numba' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
-def test_kept_code_older_than_the_source_is_forgotten(tmp_path, monkeypatch):
-    def kernel():
-        pass
-
-    kernel.stats = SimpleNamespace(cache_path=str(tmp_path))
-    old, new = (tmp_path / f"file.kernel-{age}.nbi" for age in (1, 2))
-    for index in (old, new):
-        index.touch()
-    os.utime(old, (1, 1))
-    os.utime(new, (2**32, 2**32))
-    monkeypatch.setattr(numba_engine, "KERNELS", (kernel,))
-    numba_engine._forget_outdated()
-    assert not old.exists() and new.exists()
