@@ -125,6 +125,7 @@ def test_every_committed_sweep_is_sound(name):
         ('world = "bandit"\n[axes]\narms = []', "axis 'arms' is empty"),
         ('world = "bandit"\n[axes]\narms = [3, 4, 3]', r"runs 0 and 2 are the same run \(arms=3\); remove one"),
         ('world = "bandit"\n[axes]\narms = [3]\n[[runs]]\narms = 3', "runs 0 and 1 are the same run"),
+        ('world = "bandit"\n[[runs]]\nlabel = "a"\n[[runs]]\narms = 10\nlabel = "b"', "runs 0 and 1 are the same run"),
         ('world = "bandit"\n[axes]\ncontrol = [{ set = { coef = 1 } }]', "a control of an axis needs a name"),
         ('world = "bandit"\n[axes]\ncontrol = [{ name = "none", sets = 1 }]', "unknown key 'sets'"),
         ('world = "bandit"\nruns = 3', r"runs must be an array of tables, \[\[runs\]\]"),
