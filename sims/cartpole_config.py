@@ -81,7 +81,7 @@ class CartPoleConfig:
     """What computes: torch, numba (faster; one that is compiled), or auto, the fastest that is installed."""
     seed: int = 0
     """First seed. Nothing of seed i depends on which others run beside it. (A single seed may differ in the last bits
-    with engine torch, which multiplies a batch of one matrix by other code.)"""
+    with engine torch or npg: torch multiplies a batch of one matrix by other code.)"""
     threads: int = 1
     """CPU threads."""
 
