@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults test-wheel lint figures update-figures clean
+.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults test-wheel lint figures update-figures update-sweeps clean
 
 help:
 	@echo "make reproduce       set up, then the main job (about 8 minutes on 2 cores): runs/reproduce/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make check           the theory check alone; check-thorough: with 100,000,000 instances; claims-page: docs/claims.md"
 	@echo "make figures         redraw figures/ from the committed data"
 	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
+	@echo "make update-sweeps   run the sweeps that have figures (about 5 minutes on 2 cores) and do the same with their data"
 	@echo "make test-trl        TRL's own functions on the golden batches, in an environment of its own; test-verl: verl's"
 	@echo "make benchmark-peers PureJaxRL's environment for benchmarks/cartpole_ppo.py"
 	@echo "make test-quick | test-thorough | test-wheel | faults | lint | setup | clean"
@@ -94,6 +95,15 @@ figures: setup
 update-figures: setup
 	mkdir -p paper_figs/data
 	cp runs/reproduce/data/*.csv paper_figs/data/
+	$(BIN)/python -m paper_figs paper_figs/data docs/figures
+
+# the sweeps that have a figure of their own, the tables that these are drawn from, and the figures; resumes after a kill
+SWEEPS := entropy_collapse prediction_error rare_good_arm cartpole_kernel deceptive_controls
+SWEEP_TABLES := entropy_collapse_curves prediction_error_summary rare_good_arm_curves cartpole_kernel_seeds \
+    deceptive_controls_curves deceptive_controls_summary deceptive_controls_profiles
+update-sweeps: setup
+	for sweep in $(SWEEPS); do $(BIN)/entropy-theory ablate $$sweep || exit 1; done
+	for table in $(SWEEP_TABLES); do cp runs/ablate/$${table%_*}/data/$$table.csv paper_figs/data/ || exit 1; done
 	$(BIN)/python -m paper_figs paper_figs/data docs/figures
 
 clean:

@@ -11,6 +11,11 @@ from paper_figs import (
     fig06_kernel,
     fig07_chaos,
     fig08_top_tokens,
+    fig09_entropy_collapse,
+    fig10_prediction_error,
+    fig11_rare_good_arm,
+    fig12_cartpole_kernel,
+    fig13_deceptive_controls,
 )
 from paper_figs.style import read_csv
 
@@ -30,9 +35,18 @@ STUDIES = {
 }
 """The same for the measurements that have commands of their own."""
 
+SWEEPS = {
+    fig09_entropy_collapse: "entropy_collapse_curves.csv",
+    fig10_prediction_error: "prediction_error_summary.csv",
+    fig11_rare_good_arm: "rare_good_arm_curves.csv",
+    fig12_cartpole_kernel: "cartpole_kernel_seeds.csv",
+    fig13_deceptive_controls: "deceptive_controls_summary.csv",
+}
+"""The same for the sweeps that come with the worlds (`entropy-theory ablate NAME`)."""
+
 
 def draw_all(data: Path, out: Path) -> list[tuple[Path, str]]:
     """Draw every figure whose data are there; returns (PNG, caption) pairs."""
-    figures = (FIGURES | STUDIES).items()
+    figures = (FIGURES | STUDIES | SWEEPS).items()
     there = [figure for figure, file in figures if (data / file).exists() and read_csv(data / file)]
     return [(figure.draw(data, out), figure.CAPTION) for figure in there]

@@ -3,8 +3,11 @@
 import csv
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
+import numpy as np
+from scipy import stats
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -85,3 +88,29 @@ def unique(rows: list[dict], key: str) -> list:
 def color(control: str) -> str | None:
     """The colour of a control, None for matplotlib's next one."""
     return COLORS.get(control)
+
+
+def shades(values: list) -> list[tuple]:
+    """(value, colour) pairs of a quantity that is varied: dark to light in the order given."""
+    places = np.linspace(0, 0.88, len(values))
+    return [(value, plt.get_cmap("viridis")(place)) for value, place in zip(values, places, strict=True)]
+
+
+class PowerLaw(NamedTuple):
+    """y = factor x^slope, fitted by least squares of the logarithms; low and high: 95 % t interval of the slope."""
+
+    factor: float
+    slope: float
+    low: float
+    high: float
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """Its values."""
+        return self.factor * np.asarray(x) ** self.slope
+
+
+def power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
+    """The power law through points (x, y), at least three."""
+    found = stats.linregress(np.log(x), np.log(y))
+    margin = stats.t.ppf(0.975, len(x) - 2) * found.stderr
+    return PowerLaw(float(np.exp(found.intercept)), found.slope, found.slope - margin, found.slope + margin)
