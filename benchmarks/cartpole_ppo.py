@@ -94,6 +94,9 @@ def train_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> 
         threads=threads,
         engine=engine,
         measure_every=MEASURE_EVERY,
+        value_clip=0.2,
+        bootstrap_truncated=False,
+        normalise="minibatch",
     )
     reached: list[int | None] = [None] * seeds
     played = 0

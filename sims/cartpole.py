@@ -22,8 +22,8 @@ from sims.cartpole_measure import before_update, measure_last, measure_rollout, 
 from sims.engine import Head, Outputs, make_head, resolve_engine, torch_threads
 from sims.learner import PROBE, Learner, fresh_learner, learner_state, load_learner, policy_at, stream_keys
 from sims.networks import keep_freed_memory
-from sims.ppo import Transitions
-from sims.rollouts import Played, new_envs
+from sims.ppo import Transitions, ValueTerm
+from sims.rollouts import Played, new_envs, take
 
 WINDOW = 100
 """Finished episodes in the reported mean return."""
@@ -81,8 +81,8 @@ def apply_update(
 ) -> None:
     """One step of the algorithm down the gradient of the loss, after `update` steps before it."""
     config, engine, algorithm = learner.config, learner.engine, ALGORITHMS[learner.config.algorithm]
-    value_coef = algorithm.value_share * config.value_coef
-    by_heads = engine.head_gradient(head, outputs, minibatch, batch, objective, value_coef)
+    critic = ValueTerm(algorithm.value_share * config.value_coef, config.value_clip)
+    by_heads = engine.head_gradient(head, outputs, minibatch, batch, objective, critic)
     gradients = engine.backward(learner.networks, outputs, *by_heads)
     algorithm.update(learner, head, outputs, minibatch, gradients, update)
 
@@ -136,7 +136,7 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
         first = number * config.updates_per_rollout
         for update, index in enumerate(minibatches(config, number), first):
             # edit
-            minibatch = transitions.take(index)
+            minibatch = take(config, transitions, index)
             outputs = engine.forward(networks, minibatch.states)
             policy = head.policy(outputs.logits)
             logp, now = (x.view(minibatch.mask.shape) for x in engine.statistics(policy, minibatch.action.flatten(1)))
@@ -199,7 +199,7 @@ def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     for number in range(config.rollouts):
         transitions = play(learner, envs, head, number).transitions
         for update, index in enumerate(minibatches(config, number), number * config.updates_per_rollout):
-            minibatch = transitions.take(index)
+            minibatch = take(config, transitions, index)
             outputs = learner.engine.forward(learner.networks, minibatch.states)
             before, action = outputs.logits.double(), minibatch.action.flatten(1)
             logp, entropies = (x.unsqueeze(-1) for x in learner.engine.statistics(outputs.logits, action))

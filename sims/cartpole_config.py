@@ -1,5 +1,6 @@
 """Settings of the CartPole world. Imports no torch, so that --help is instant."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,6 +65,13 @@ class CartPoleConfig:
     """Distance of PPO's upper clip from ratio 1."""
     value_coef: float = 0.5
     """Weight of the value loss."""
+    value_clip: float = math.inf
+    """ppo, npg: change of a state's value, reward units, beyond which the value loss holds it; inf for no such clip."""
+    bootstrap_truncated: bool = True
+    """ppo, npg: expect further reward where the time limit cut an episode; False takes that for the end, as CleanRL
+    and PureJaxRL do."""
+    normalise: Literal["rollout", "minibatch"] = "rollout"
+    """ppo, npg: what an advantage is centred and scaled over, within a seed."""
     max_grad_norm: float = 0.5
     """Largest norm of one seed's gradient, actor and critic together."""
     hidden: int = 64
@@ -114,11 +122,12 @@ class CartPoleConfig:
         require_at_least(self, 1, "seeds", "envs", "steps", "groups", "epochs", "minibatches", "hidden", "threads")
         require_at_least(self, 1, "episode_rollouts")
         require_at_least(self, 0, "value_coef", "damping", "measure_every")
-        require_positive(self, "clip_low", "clip_high", "max_grad_norm", "target_kl")
+        require_positive(self, "clip_low", "clip_high", "max_grad_norm", "target_kl", "value_clip")
         require_share(self, "gamma", "gae_lambda")
         require_choice(self, "env", tuple(MAX_STEPS))
         require_choice(self, "algorithm", ("ppo", "npg", *EPISODES))
         require_choice(self, "init", ("orthogonal", "default"))
+        require_choice(self, "normalise", ("rollout", "minibatch"))
         require_choice(self, "dtype", ("float32", "float64"))
         require_choice(self, "engine", ("auto", "torch", "numba"))
         if not 0 < self.lr <= 1:
@@ -149,6 +158,11 @@ class CartPoleConfig:
 
     def _check_episodes(self) -> None:
         require_at_least(self, 2, "group_size")
+        if self.normalise != "rollout":
+            raise ValueError(
+                f"normalise must be rollout with algorithm {self.algorithm}, which compares whole episodes; "
+                f"got {self.normalise!r}"
+            )
         if self.groups % self.minibatches:
             raise ValueError(f"minibatches must divide groups = {self.groups}, got {self.minibatches}")
         most = SHORTEST_EPISODE * self.copies

@@ -15,7 +15,7 @@ from entropy_theory.records import Batch, Objective
 from entropy_theory.softmax import token_statistics
 from sims.cartpole_env import Environments, Rollout, collect
 from sims.networks import Networks, actor_critic
-from sims.ppo import Transitions, adam_step, clip_gradients, ppo_loss
+from sims.ppo import Transitions, ValueTerm, adam_step, clip_gradients, ppo_loss
 
 
 class Outputs(NamedTuple):
@@ -56,7 +56,7 @@ class Engine(NamedTuple):
     forward:   (networks, observation [seeds, states, inputs]) -> Outputs
     evaluate:  the same where nothing will be differentiated: keeps nothing
     statistics: (policy's logits [seeds, states, actions], action [seeds, states]) -> (logp, entropy) [seeds, states]
-    head_gradient: (head, outputs, minibatch, batch, objective, value_coef) -> derivatives of the loss by
+    head_gradient: (head, outputs, minibatch, batch, objective, critic) -> derivatives of the loss by
                (logits, value); records are E = [seeds, rows, steps] with rows * steps the states of the outputs
     backward:  (networks, outputs, d_logits, d_value) -> gradients, as `Networks`
     adam:      (networks, gradients, first, second, max_norm, step, lr): clips each seed's gradient, then one step of
@@ -67,7 +67,7 @@ class Engine(NamedTuple):
     forward: Callable[[Networks, Tensor], Outputs]
     evaluate: Callable[[Networks, Tensor], Outputs]
     statistics: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    head_gradient: Callable[[Head, Outputs, Transitions, Batch, Objective, float], tuple[Tensor, Tensor]]
+    head_gradient: Callable[[Head, Outputs, Transitions, Batch, Objective, ValueTerm], tuple[Tensor, Tensor]]
     backward: Callable[[Networks, Outputs, Tensor, Tensor], Networks]
     adam: Callable[[Networks, Networks, Networks, Networks, float, int, float], None]
 
@@ -84,12 +84,12 @@ def _evaluate(networks: Networks, observation: Tensor) -> Outputs:
 
 
 def head_gradient(
-    head: Head, outputs: Outputs, minibatch: Transitions, batch: Batch, objective: Objective, value_coef: float
+    head: Head, outputs: Outputs, minibatch: Transitions, batch: Batch, objective: Objective, critic: ValueTerm
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of `ppo_loss` by the networks' logits and values, by autograd on these alone."""
     logits, value = (output.detach().requires_grad_() for output in outputs[:2])
     with torch.enable_grad():
-        loss = ppo_loss(head.policy(logits), value, minibatch, batch, objective, value_coef)
+        loss = ppo_loss(head.policy(logits), value, minibatch, batch, objective, critic)
     return torch.autograd.grad(loss, (logits, value))
 
 

@@ -1,5 +1,6 @@
 """The parts of PPO that do not depend on the environment; replicas (seeds) are the leading axis of everything."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -55,10 +56,25 @@ def normalise(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     return deviation / (std + eps)[..., None, None]
 
 
-def value_loss(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Half the squared error (V - target)^2 / 2, averaged over each replica's valid states, replicas summed."""
+def value_loss(value: Tensor, target: Tensor, mask: Tensor, old_value: Tensor, clip: float) -> Tensor:
+    r"""Half the squared error, averaged over each replica's valid states, replicas summed.
+
+        max((V - target)^2, (V_old + clip(V - V_old, -c, c) - target)^2) / 2
+
+    Engstrom et al. 2020 (arXiv 2005.12729), section 3; c = inf leaves (V - target)^2 / 2. All E, reward units.
+    """
     error = torch.where(mask, value - target, 0.0)  # before the square: its gradient at a masked inf would be NaN
-    return token_mean(error.square() / 2, mask).sum()
+    change = (value - old_value).detach()
+    held = torch.where(mask & (change.abs() > clip), old_value + clip * change.sign() - target, 0.0)
+    squared = torch.where(held.square() > error.square(), held.square(), error.square())
+    return token_mean(squared / 2, mask).sum()
+
+
+class ValueTerm(NamedTuple):
+    """The critic's part of the loss: its weight, and the largest change of a value that still has a gradient."""
+
+    coef: float
+    clip: float = math.inf
 
 
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
@@ -108,7 +124,8 @@ class Transitions(NamedTuple):
     """What one rollout (or a minibatch of its rows) gives to learn from, E = [seeds, rows, steps].
 
     A row is one transition (1 step) or one episode. observation E + [inputs]; old_logp nats; advantage, value_target
-    reward units; outcome in [0, 1] and group int64 [seeds, rows].
+    reward units, and so is old_value, the critic's when the rollout was made; outcome in [0, 1] and group int64
+    [seeds, rows].
     """
 
     observation: Tensor
@@ -117,6 +134,7 @@ class Transitions(NamedTuple):
     old_logp: Tensor
     advantage: Tensor
     value_target: Tensor
+    old_value: Tensor
     outcome: Tensor
     group: Tensor
 
@@ -133,9 +151,9 @@ class Transitions(NamedTuple):
 
 
 def ppo_loss(
-    policy: Tensor, value: Tensor, minibatch: Transitions, batch: Batch, objective: Objective, value_coef: float
+    policy: Tensor, value: Tensor, minibatch: Transitions, batch: Batch, objective: Objective, critic: ValueTerm
 ) -> Tensor:
-    """The control's objective plus `value_coef` times the value loss: a mean per seed, seeds summed.
+    """The control's objective plus the critic's term: a mean per seed, seeds summed.
 
     Args:
       policy: logits of the policy that acts [seeds, rows * steps, actions]; value: [seeds, rows * steps]; with grad.
@@ -143,8 +161,10 @@ def ppo_loss(
     shape = minibatch.mask.shape
     scaled = policy.unflatten(1, shape[1:]) * objective.logit_scale.unsqueeze(-1)
     losses = token_loss(*token_statistics(scaled, minibatch.action), batch, objective)
-    errors = value_loss(value.unflatten(1, shape[1:]), minibatch.value_target, batch.mask)
-    return minibatch_loss(losses, token_count(objective.mask)) + value_coef * errors
+    errors = value_loss(
+        value.unflatten(1, shape[1:]), minibatch.value_target, batch.mask, minibatch.old_value, critic.clip
+    )
+    return minibatch_loss(losses, token_count(objective.mask)) + critic.coef * errors
 
 
 def minibatch_indices(key: Tensor, step: int, count: int, epochs: int, minibatches: int) -> Iterator[Tensor]:

@@ -57,7 +57,7 @@ def play_segments(learner: Learner, envs: Environments, head: Head, number: int)
 def transitions_of_segments(learner: Learner, rollout: Rollout, head: Head) -> tuple[Transitions, Tensor]:
     """Generalised advantages and the sampling policy's log-probabilities; with its entropy at every state, E.
 
-    Advantages are normalised over the rollout's valid transitions of each seed, not per minibatch.
+    With `normalise = "rollout"` the advantages are normalised over the valid transitions of each seed.
     """
     config, mask = learner.config, rollout.mask
     out = learner.engine.evaluate(learner.networks, rollout.observation.flatten(1, 2))
@@ -65,20 +65,31 @@ def transitions_of_segments(learner: Learner, rollout: Rollout, head: Head) -> t
     value = out.value.unflatten(1, shape)
     policy = head.policy(out.logits).unflatten(1, shape)[:, :, :-1].flatten(1, 2)
     old_logp, entropies = learner.engine.statistics(policy, rollout.action.flatten(1, 2))
-    advantage = gae(rollout.reward, value, rollout.terminated, rollout.truncated, config.gamma, config.gae_lambda)
+    # where the time limit counts as an end, nothing is expected after it
+    terminated = rollout.terminated if config.bootstrap_truncated else rollout.ended
+    advantage = gae(rollout.reward, value, terminated, rollout.truncated, config.gamma, config.gae_lambda)
     rows = torch.arange(mask[0].numel())
     steps = Transitions(
         rollout.observation[:, :, :-1],
         rollout.action,
         mask,
         old_logp.view(mask.shape),
-        normalise(advantage, mask),
+        normalise(advantage, mask) if config.normalise == "rollout" else advantage,
         advantage + value[..., :-1],
+        value[..., :-1],
         outcomes(rollout, ENVIRONMENTS[config.env]),
         rows.expand(config.seeds, -1).view(mask.shape),  # every row on its own: segments are not compared
     )
     *tokens, outcome, group = (field.flatten(1, 2) for field in steps)
     return Transitions(*(field.unsqueeze(2) for field in tokens), outcome, group), entropies.unsqueeze(-1)
+
+
+def take(config: CartPoleConfig, transitions: Transitions, index: Tensor) -> Transitions:
+    """The minibatch of these rows [seeds, n], its advantages normalised with `normalise = "minibatch"`."""
+    minibatch = transitions.take(index)
+    if config.normalise == "minibatch":
+        return minibatch._replace(advantage=normalise(minibatch.advantage, minibatch.mask))
+    return minibatch
 
 
 def shuffled_rows(config: CartPoleConfig, number: int) -> Iterator[Tensor]:
@@ -114,8 +125,8 @@ def transitions_of_episodes(learner: Learner, rollout: Rollout, advantage: Tenso
     statistics = learner.engine.statistics(policy, rollout.action.flatten(1, 2))
     old_logp, entropies = (x.view(mask.shape) for x in statistics)
     outcome = outcomes(rollout, ENVIRONMENTS[config.env])[:, :, 0]
-    target = torch.zeros_like(advantage)  # without critic
-    fields = (observation, rollout.action, mask, old_logp, advantage, target, outcome, groups_of(config))
+    value = torch.zeros_like(advantage)  # without critic
+    fields = (observation, rollout.action, mask, old_logp, advantage, value, value, outcome, groups_of(config))
     return Transitions(*fields), entropies
 
 

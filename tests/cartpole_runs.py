@@ -92,5 +92,5 @@ def loss_and_gradients(learner, transitions: ppo.Transitions, fresh: bool = Fals
     state = part.init(torch.zeros(len(batch.logp), dtype=batch.logp.dtype))
     objective = part.edit(Objective.from_batch(batch), batch, state)
     logits, value = networks.actor_critic(learner.networks, transitions.states)
-    loss = ppo.ppo_loss(logits, value, transitions, batch, objective, learner.config.value_coef)
+    loss = ppo.ppo_loss(logits, value, transitions, batch, objective, ppo.ValueTerm(learner.config.value_coef))
     return loss, torch.autograd.grad(loss, learner.networks)

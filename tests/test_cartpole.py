@@ -104,7 +104,7 @@ def test_logit_scale_scales_the_logits_of_the_update():
     batch = batch_of(learner, transitions)
     plain = Objective.from_batch(batch)
     scaled = dataclasses.replace(plain, logit_scale=2 * plain.logit_scale)
-    found = ppo.ppo_loss(logits, value, transitions, batch, scaled, value_coef=0.0)
+    found = ppo.ppo_loss(logits, value, transitions, batch, scaled, ppo.ValueTerm(0.0))
     logp = (2 * logits).log_softmax(-1).gather(-1, transitions.action)
     losses = token_loss(logp, torch.zeros_like(logp), batch, plain)
     expected = sum(row[valid].mean() for row, valid in zip(losses, transitions.mask, strict=True))
@@ -229,6 +229,9 @@ def test_probe_states_are_float64_states_of_a_moving_policy():
         ({"algorithm": "grpo", "episode_rollouts": 0}, "episode_rollouts must be at least 1, got 0"),
         ({"algorithm": "a2c"}, "algorithm must be one of ppo, npg, grpo, reinforce, got 'a2c'"),
         ({"env": "Pong-v5"}, "env must be one of CartPole-v1, Acrobot-v1, MountainCar-v0, got 'Pong-v5'"),
+        ({"value_clip": 0.0}, "value_clip must be positive, got 0.0"),
+        ({"normalise": "batch"}, "normalise must be one of rollout, minibatch, got 'batch'"),
+        ({"algorithm": "grpo", "normalise": "minibatch"}, "normalise must be rollout with algorithm grpo"),
         ({"init": "zero"}, "init must be one of orthogonal, default, got 'zero'"),
         ({"target_kl": 0.0}, "target_kl must be positive, got 0.0"),
         ({"damping": -1.0}, "damping must be at least 0, got -1.0"),

@@ -277,7 +277,7 @@ def test_minibatches_cover_every_transition_once_per_epoch_and_keep_seeds_apart(
     for epoch in (indices[:3], indices[3:]):
         assert torch.equal(torch.cat(epoch, -1).sort(-1).values, torch.arange(12).expand(2, 12))
     field = torch.arange(24).view(2, 12)
-    transitions = ppo.Transitions(*(x.unsqueeze(-1) for x in [field] * 6), field, field)
+    transitions = ppo.Transitions(*(x.unsqueeze(-1) for x in [field] * 7), field, field)
     taken = transitions.take(indices[0])
     for seed in range(2):
         expected = [12 * seed + i for i in indices[0][seed].tolist()]

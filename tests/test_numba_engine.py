@@ -19,7 +19,7 @@ from sims.cartpole_env import env_state, make_envs
 from sims.engine import TORCH, Head, Outputs
 from sims.environments import ENVIRONMENTS
 from sims.networks import Networks, init_networks
-from sims.ppo import Transitions
+from sims.ppo import Transitions, ValueTerm
 
 numba = pytest.importorskip("numba")
 
@@ -280,17 +280,18 @@ def test_head_gradients_are_autograds(data, dtype, seeds, actions):
     shape = batch.logp.shape
     rng = data.draw(generators())
     z = torch.from_numpy(rng.normal(0, 2, (seeds, shape[1] * shape[2], actions)))
-    value, target = (torch.from_numpy(rng.normal(size=shape)) for _ in range(2))
+    value, target, old_value = (torch.from_numpy(rng.normal(size=shape)) for _ in range(3))
+    critic = ValueTerm(0.5, data.draw(st.sampled_from([math.inf, 0.2, 1.0])))
     scale = data.draw(st.sampled_from([1.0, 0.5, 2.0]))
     objective = dataclasses.replace(objective, logit_scale=torch.full(shape, scale, dtype=torch.float64))
     action = torch.from_numpy(rng.integers(actions, size=shape))
     minibatch = Transitions(
-        None, action, batch.mask, batch.old_logp, batch.advantage, target, batch.outcome, batch.group
+        None, action, batch.mask, batch.old_logp, batch.advantage, target, old_value, batch.outcome, batch.group
     )
     head = plain_head(seeds)
-    expected = TORCH.head_gradient(head, Outputs(z, value.flatten(1), None), minibatch, batch, objective, 0.5)
+    expected = TORCH.head_gradient(head, Outputs(z, value.flatten(1), None), minibatch, batch, objective, critic)
     outputs = Outputs(z.to(dtype), value.flatten(1).to(dtype), None)
-    found = numba_engine.make_engine(2).head_gradient(head, outputs, minibatch, batch, objective, 0.5)
+    found = numba_engine.make_engine(2).head_gradient(head, outputs, minibatch, batch, objective, critic)
     size = scale * z.abs().amax() + 1
 
     def finite(x):
@@ -338,5 +339,5 @@ def test_a_penalty_on_the_ratio_is_silent_on_the_first_update():
     plain = cartpole.Objective.from_batch(batch)
     edited = learner.control.edit(plain, batch, learner.control.init(torch.zeros(config.seeds)))
     assert any((p.coef != 0).any() for p in edited.penalties)
-    pair = [learner.engine.head_gradient(head, outputs, transitions, batch, o, 0.5) for o in (plain, edited)]
+    pair = [learner.engine.head_gradient(head, outputs, transitions, batch, o, ValueTerm(0.5)) for o in (plain, edited)]
     assert same(*pair)

@@ -52,6 +52,8 @@ def run_folders(world: str, config: Any, out: Path) -> list[tuple[Path, int]]:
 
 def stored_config(world: str, config: Any, seed: int) -> dict[str, Any]:
     """What config.json of a run directory holds."""
+    if world == "cartpole":
+        return _module(world).config_record(config)
     values = dataclasses.asdict(config)
     if world == "llm":  # more seeds later are more directories, not another configuration
         del values["seeds"]

@@ -22,7 +22,7 @@ from sims.numba_engine import adam, head, passes
 from sims.numba_engine.collect import COLLECT, Copies, Records
 from sims.numba_engine.threads import over_seeds
 from sims.numba_engine.tile import padded
-from sims.ppo import Transitions
+from sims.ppo import Transitions, ValueTerm
 
 KERNELS = (
     *COLLECT.values(),
@@ -136,11 +136,11 @@ def head_gradient(
     minibatch: Transitions,
     batch: Batch,
     objective: Objective,
-    value_coef: float,
+    critic: ValueTerm,
 ) -> tuple[Tensor, Tensor]:
     """As `engine.head_gradient`, which does it where the control changes the policy's logits."""
     if not policy.plain:
-        return generic.head_gradient(policy, outputs, minibatch, batch, objective, value_coef)
+        return generic.head_gradient(policy, outputs, minibatch, batch, objective, critic)
     logits, value = (_array(output) for output in outputs[:2])
     dtype, seeds = outputs.value.dtype, len(value)
     d_logits, d_value = np.empty_like(logits), np.empty_like(value)
@@ -153,7 +153,8 @@ def head_gradient(
     args = (logits, action, mask, tokens, penalties, slopes.astype(np.int64), count, d_logits)
     over_seeds(threads, head.policy_gradient, seeds, *args)
     target, mask, count = _rows(minibatch.value_target, dtype), _rows(batch.mask), _array(token_count(batch.mask))
-    head.value_gradient(0, seeds, value, target, mask, count, value_coef, d_value)
+    old_value, clip = _rows(minibatch.old_value, dtype), value.dtype.type(critic.clip)
+    head.value_gradient(0, seeds, value, target, old_value, mask, count, critic.coef, clip, d_value)
     return torch.from_numpy(d_logits), torch.from_numpy(d_value)
 
 

@@ -110,9 +110,17 @@ def policy_gradient(first, last, logits, action, mask, tokens, penalties, slopes
 
 
 @njit(cache=True, **FLAGS)
-def value_gradient(first, last, value, target, mask, count, coefficient, d_value):
-    """Seeds `first` to `last`: fills coefficient * (V - target) / valid states, 0 where masked; all [seeds, rows]."""
+def value_gradient(first, last, value, target, old_value, mask, count, coefficient, clip, d_value):
+    """Seeds `first` to `last`: fills coefficient * (V - target) / valid states; 0 where masked or held by the clip.
+
+    All [seeds, rows]; see `ppo.value_loss`.
+    """
     for s in range(first, last):
         for i in range(value.shape[1]):
             error = value[s, i] - target[s, i] if mask[s, i] else value.dtype.type(0)
+            change = value[s, i] - old_value[s, i]
+            if abs(change) > clip:
+                held = old_value[s, i] + math.copysign(clip, change) - target[s, i]
+                if held * held > error * error:
+                    error = value.dtype.type(0)
             d_value[s, i] = coefficient * error / count[s]
