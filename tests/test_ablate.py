@@ -278,6 +278,7 @@ def test_regret_is_minimised_and_an_unknown_metric_named(tmp_path, capsys):
         (["twice.toml"], "runs 0 and 1 are the same run"),
         (["twice.toml", "--engine", "cloud"], "cloud"),
         (["plain.toml", "--tune", "2"], "has no [tune.space] to search"),
+        (["either.toml", "--tune", "2"], "clip_high is a field of the config and a parameter of the control"),
         (["broken.toml"], "sweep broken.toml is not valid TOML"),
     ],
 )
@@ -287,6 +288,8 @@ def test_a_mistake_is_one_sentence_and_nothing_is_started(tmp_path, monkeypatch,
     write(tmp_path, 'world = "bandit"\n[axes]\narms = [3, 3]', "twice")
     write(tmp_path, 'world = "bandit"', "plain")
     write(tmp_path, "world = ", "broken")
+    space = "[tune.space.clip_higher]\nclip_high = { low = 0.2, high = 1.0 }"
+    write(tmp_path, f'world = "bandit"\n[base]\ncontrol = "clip_higher"\n{space}', "either")
     write(tmp_path, 'world = "bandit"\nseeds = 0', "zero")
     write(tmp_path, 'world = "bandit"\n[base]\ngradient = "exact"\n[axes]\ncontrol = ["none", "kl_cov"]', "exact")
     before = sorted(tmp_path.iterdir())

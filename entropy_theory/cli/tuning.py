@@ -19,9 +19,20 @@ from entropy_theory.sweeps import Point, Sweep, space_of, with_parameters
 
 
 def check(sweep: Sweep) -> None:
-    """Raise ValueError if the sweep says nothing about tuning, or optuna is not installed."""
+    """Raise ValueError if the sweep says nothing about tuning or something ambiguous, or optuna is not installed."""
+    from entropy_theory.controls import parameters
+
     if sweep.tune is None:
         raise ValueError(f"sweep {sweep.name} has no [tune.space] to search; add one (docs/ablations.md)")
+    for point in sweep.points:
+        name = point.config.control
+        own = set().union(*(parameters(part) for part in name.split("+")))
+        fields = {field.name for field in dataclasses.fields(point.config)}
+        for key in own & fields & set(sweep.tune.space.get(name, {})):
+            raise ValueError(
+                f"sweep {sweep.name}: [tune.space.{name}]: {key} is a field of the config and a parameter of the "
+                f'control; write "{name}.{key}" for the latter, or put the field in [tune.space.all]'
+            )
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError:
