@@ -25,6 +25,7 @@ description = "A small sweep"
 world = "bandit"
 seeds = 3
 curves = ["sampled_entropy"]
+per_seed = ["regret", "measured_entropy_change"]
 [base]
 problems = 2
 arms = 4
@@ -89,6 +90,18 @@ def test_a_row_for_each_run_and_seed(ablated):
         config = json.loads((folder / "config.json").read_text())
         assert (row["step_size"], row["control"]) == (config["step_size"], config["control"])
         assert config["set"] == ({"kl_cov.fraction": 0.2} if row["control"] == "kl_cov" else {})
+
+
+def test_the_values_of_single_seeds(ablated):
+    rows = table(ablated[0] / "out/data/small_seeds.csv")
+    logged = []
+    for i, folder in enumerate(sorted((ablated[0] / "out").glob("00?-*"))):
+        lines = read_metrics(folder)
+        for seed, line in itertools.product(range(3), lines):
+            values = [f"{line[name][seed]:.6g}" for name in ("regret", "measured_entropy_change")]
+            logged.append([str(i), str(100 + seed), str(line["step"]), *values])
+    names = ("index", "seed", "step", "regret", "measured_entropy_change")
+    assert [[row[name] for name in names] for row in rows] == logged
 
 
 def test_summary_curves_and_profiles(ablated):

@@ -50,6 +50,16 @@ def test_committed_data_are_of_the_committed_sweep(name):
                     assert same or str(row[key]) == str(value) or (value is None and math.isnan(row[key])), (key, value)
 
 
+def test_single_seeds_are_kept_at_few_steps_from_first_to_last():
+    rows = read_csv(DATA / "cartpole_kernel_seeds.csv")
+    runs = {point.index: point.config for point in SWEEPS["cartpole_kernel"].points}
+    for index, config in runs.items():
+        for seed in range(config.seed, config.seed + config.seeds):
+            steps = [row["step"] for row in rows if (row["index"], row["seed"]) == (index, seed)]
+            assert 20 <= len(steps) <= 30 and steps == sorted(set(steps))
+            assert steps[0] == 1 and steps[-1] > config.rollouts - config.measure_every
+
+
 def test_make_copies_what_the_figures_read():
     """The list in the Makefile is the one of the committed files."""
     line = ["make", "-pn", "-f", "Makefile", "help"]
