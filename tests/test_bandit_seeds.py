@@ -61,3 +61,18 @@ def test_errors_of_problems_do_not_cancel():
     signed = found["measured_entropy_change"] - found["theorem_1"]
     assert signed.min() < 0 < signed.max()
     assert torch.equal(found["theorem_1_error"], signed.abs())
+
+
+def test_errors_of_states_do_not_cancel(tmp_path):
+    """The mean of absolute values is at least the absolute value of the mean, and more where the signs differ."""
+    config, (line, *_) = trained(tmp_path, family="contextual", states=16, samples=64, step_size=20.0)
+    for i in range(config.seeds):
+        for theorem in ("theorem_1", "theorem_2"):
+            mean = abs(line["measured_entropy_change"][i] - line[theorem][i])
+            # 16 terms of a few nats at most, weighted by 1/16 and added in another order: 2 (16 + 3) u of their size
+            assert line[f"{theorem}_error"][i] >= mean - 38 * 2.0**-53 * line[f"{theorem}_error"][i]
+    assert any(
+        line[f"{theorem}_error"][i] > 1.05 * abs(line["measured_entropy_change"][i] - line[theorem][i])
+        for i in range(config.seeds)
+        for theorem in ("theorem_1", "theorem_2")
+    )

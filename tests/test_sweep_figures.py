@@ -10,7 +10,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from entropy_theory import cli
 from entropy_theory.cli import sweep_files
+from entropy_theory.cli.engines import ENGINES
+from entropy_theory.cli.engines.jobs import perform
 from entropy_theory.controls import CONTROLS
 from entropy_theory.statistics import bootstrap_interval
 from paper_figs import catalogue, fig09_entropy_collapse, fig12_cartpole_kernel, fig13_deceptive_controls
@@ -58,6 +61,47 @@ def test_single_seeds_are_kept_at_few_steps_from_first_to_last():
             steps = [row["step"] for row in rows if (row["index"], row["seed"]) == (index, seed)]
             assert 20 <= len(steps) <= 30 and steps == sorted(set(steps))
             assert steps[0] == 1 and steps[-1] > config.rollouts - config.measure_every
+
+
+class Here:
+    """An engine without processes."""
+
+    def __init__(self, place):
+        pass
+
+    def start(self, jobs):
+        for job in jobs:
+            perform(job)
+        return list(range(len(jobs)))
+
+    def wait(self, handles, timeout):
+        return list(handles)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "drawn"),
+    [
+        ("rare_good_arm", [], "fig11_rare_good_arm"),
+        ("rare_good_arm", ["--only", "1"], "rare_good_arm"),
+        ("rare_good_arm", ["--set", "rollouts=2"], "rare_good_arm"),
+        ("rare_good_arm", ["--seeds", "1"], "rare_good_arm"),
+        ("mine", [], "mine"),
+    ],
+)
+def test_a_part_or_a_variant_of_a_sweep_has_the_general_figure(name, words, drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(ENGINES, "local", Here)
+    text = (sweep_files.committed()["rare_good_arm"].read_text()).replace("seeds = 20", "seeds = 2")
+    (tmp_path / f"{name}.toml").write_text(text.replace("rollouts = 100", "rollouts = 12\nproblems = 1"))
+    status = cli.main(["ablate", str(tmp_path / f"{name}.toml"), "--out", str(tmp_path / "out"), *words])
+    out, _ = capsys.readouterr()
+    assert status == 0, out
+    assert f"figure:  {tmp_path / 'out' / drawn}.png" in out
 
 
 def test_make_copies_what_the_figures_read():

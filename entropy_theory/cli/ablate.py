@@ -3,7 +3,7 @@
 import importlib
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import tyro
 
 from entropy_theory.cli.arguments import parse
 from entropy_theory.cli.engines import ENGINES, Engine, Place, carry_out
-from entropy_theory.cli.sweep_files import jobs_of, listing, load
+from entropy_theory.cli.sweep_files import committed, jobs_of, listing, load
 from entropy_theory.cli.worlds import check_control
 from entropy_theory.sweeps import Sweep, resolved
 
@@ -59,6 +59,9 @@ def main(name: str, text: str, arguments: list[str]) -> int:
         raise ValueError("ablate needs the name of a sweep or a TOML file; `entropy-theory ablate --list` shows them")
     overrides = _pairs("--set", options.set) | ({"seeds": options.seeds} if options.seeds else {})
     sweep = load(options.name, {key: _value(text) for key, text in overrides.items()})
+    # a sweep's own figure reads the tables of that name, is about the file's own runs, and has intervals over seeds
+    if sweep.name not in committed() or options.set or sweep.seeds < 2:
+        sweep = replace(sweep, figure=None)
     chosen = _chosen(sweep, options.only)
     for point in sweep.points:
         check_control(sweep.world, point.config)
@@ -95,8 +98,9 @@ def report(sweep: Sweep, out: Path) -> int:
     print(table(sweep, results))
     print(f"tables:  {out / 'results.parquet'}, " + ", ".join(map(str, results.files)))
     if results.files:
-        figure = importlib.import_module(f"paper_figs.{sweep.figure or 'ablation'}")
-        drawn = figure.draw(out / "data", out) if sweep.figure else figure.draw(out / "data", out, sweep.name)
+        own = sweep.figure if len(results.summary) == len(sweep.points) else None
+        figure = importlib.import_module(f"paper_figs.{own or 'ablation'}")
+        drawn = figure.draw(out / "data", out) if own else figure.draw(out / "data", out, sweep.name)
         print(f"figure:  {drawn}")
     failed = [row for row in results.rows if row["status"] == "failed"]
     for row in failed:
