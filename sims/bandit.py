@@ -6,7 +6,6 @@ save. Statistics of the policy are formed once for each state and arm and looked
 trained in blocks that stay in the processor's cache.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,6 +30,7 @@ from sims.bandit_measure import (
 from sims.bandit_problem import Problem, make_problem
 from sims.bandit_rollout import ROLLOUTS, Rollout, make_batch, pull, tables_of
 from sims.bandit_update import edited, policy_of, step_parameters
+from sims.trees import each_tensor
 
 BLOCK = 2**16
 """Tokens trained at once, in whole seeds: a tensor over them takes 512 KiB, so that the ones in use stay in cache."""
@@ -118,13 +118,6 @@ def train_rollout(
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
-
-
-def each_tensor(function: Callable[..., Tensor], *states: State) -> State:
-    """`function` of the tensors that stand in the same place of several control states."""
-    if isinstance(states[0], Tensor):
-        return function(*states)
-    return tuple(each_tensor(function, *parts) for parts in zip(*states, strict=True))
 
 
 def blocks(config: BanditConfig, tokens: int) -> list[slice]:

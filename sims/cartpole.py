@@ -4,6 +4,7 @@ Replicas are [seeds]. In rollouts of segments a row is one transition, so a mini
 rollouts of episodes a row is an episode (`rollouts`).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import torch
@@ -16,11 +17,12 @@ from entropy_theory.records import Batch, Measurement, Objective, Sampling
 from entropy_theory.reduce import token_mean
 from entropy_theory.runs import Progress, Run
 from sims.algorithms import ALGORITHMS
+from sims.cartpole_blocks import Block, State, block_configs, block_state, join_metrics, join_states, new_block, restore
 from sims.cartpole_config import CartPoleConfig
-from sims.cartpole_env import Environments, env_state, finished_returns, restore_env
-from sims.cartpole_measure import before_update, measure_last, measure_rollout, measure_shift, measure_update
-from sims.engine import Head, Outputs, make_head, resolve_engine, torch_threads
-from sims.learner import PROBE, Learner, fresh_learner, learner_state, load_learner, policy_at, stream_keys
+from sims.cartpole_env import Environments, finished_returns
+from sims.cartpole_measure import Metrics, before_update, measure_last, measure_rollout, measure_shift, measure_update
+from sims.engine import ENGINES, Head, Outputs, make_head, resolve_engine
+from sims.learner import PROBE, Learner, fresh_learner, policy_at, stream_keys
 from sims.networks import keep_freed_memory
 from sims.ppo import Transitions, ValueTerm
 from sims.rollouts import Played, new_envs, take
@@ -97,90 +99,95 @@ def choose_probe(config: CartPoleConfig, transitions: Transitions) -> Tensor:
 
 
 @torch.no_grad()
+def train_rollout(block: Block, number: int, save: bool) -> tuple[Metrics, State | None]:
+    """One rollout of a block's seeds and its updates; the block moves on to the next rollout's beginning.
+
+    Returns: metrics over the block's seeds, and the block's state if it is to be saved.
+    """
+    learner, rollout, transitions, entropies, head = block.learner, *block.played
+    config, control, engine, networks = learner.config, learner.control, learner.engine, learner.networks
+    measured = config.measure_every > 0 and number % config.measure_every == 0
+    last = config.updates_per_rollout - 1
+    block.returns = [(old + new)[-WINDOW:] for old, new in zip(block.returns, finished_returns(rollout), strict=True)]
+    block.env_steps = block.env_steps + transitions.mask.sum((1, 2))
+    metrics = measure_rollout(transitions, entropies, block.returns)
+    if block.probe is None:
+        block.probe = choose_probe(config, transitions)
+    for update, index in enumerate(ALGORITHMS[config.algorithm].minibatches(config, number)):
+        # edit
+        minibatch = take(config, transitions, index)
+        outputs = engine.forward(networks, minibatch.states)
+        policy = head.policy(outputs.logits)
+        logp, now = (x.view(minibatch.mask.shape) for x in engine.statistics(policy, minibatch.action.flatten(1)))
+        if update == 0:
+            # Still the policy that sampled; another matrix shape may round it differently in the last bit, and
+            # a penalty on |log ratio| has a gradient of full size at 1e-8 and none at 0.
+            where = index.unsqueeze(-1).expand_as(logp)
+            transitions = transitions._replace(old_logp=transitions.old_logp.scatter(1, where, logp))
+            minibatch = minibatch._replace(old_logp=logp)
+        batch = make_batch(minibatch, logp, now)
+        plain = Objective.from_batch(batch, config.clip_low, config.clip_high)
+        objective = control.edit(plain, batch, block.control)
+        # update
+        if measured and update == 0:
+            before = before_update(learner, head, block.probe, batch, policy)
+        apply_update(learner, head, outputs, minibatch, batch, objective, number * config.updates_per_rollout + update)
+        # measure
+        if measured and update == 0:
+            metrics |= measure_update(learner, head, block.probe, minibatch, before)
+        if measured and update == last:
+            metrics |= measure_last(plain, objective, batch)
+        # advance
+        block.control = control.advance(block.control, Measurement(token_mean(batch.entropy, batch.mask)))
+    if not all(torch.isfinite(weight).all() for weight in networks):
+        raise ValueError(f"the networks are no longer finite after rollout {number}; lower lr ({config.lr})")
+    state = block_state(block) if save else None  # before the next rollout, which a resumed run plays again
+    if number + 1 < config.rollouts:
+        begin_rollout(block, number + 1)
+        if measured:
+            metrics |= measure_shift(learner, Played(rollout, transitions, entropies, head), block.played)
+    return metrics | {"env_steps": block.env_steps}, state
+
+
+def begin_rollout(block: Block, number: int) -> None:
+    """Let the block's policy play rollout `number`."""
+    # sample
+    control = block.learner.control
+    like = torch.ones(len(block.env_steps), dtype=block.learner.networks.bias_1.dtype)
+    temperature = control.sample(Sampling(like), block.control).temperature
+    # rollout, advantage
+    block.played = play(block.learner, block.envs, make_head(control, temperature), number)
+
+
 def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) -> None:
     """Train every seed; one line of metrics (lists over seeds) per rollout.
 
     Raises: ValueError if the control does not fit, or the networks stop being finite.
     """
-    torch.set_num_threads(torch_threads(config.engine, config.threads))
+    in_blocks = ENGINES[resolve_engine(config.engine)].blocks
+    torch.set_num_threads(1 if in_blocks else config.threads)
     keep_freed_memory()
-    learner = make_learner(config)
-    control, engine, networks = learner.control, learner.engine, learner.networks
-    minibatches = ALGORITHMS[config.algorithm].minibatches
-    envs = new_envs(config)
-    like = torch.zeros(config.seeds, dtype=networks.bias_1.dtype)
-    control_state, start, probe = control.init(like), 0, None
-    env_steps = torch.zeros(config.seeds, dtype=torch.int64)
-    returns: list[list[float]] = [[] for _ in range(config.seeds)]
+    parts = block_configs(config) if in_blocks else [config]
+    blocks = [new_block(make_learner(part)) for part in parts]
+    start = 0
     if (saved := run.load_state()) is not None:
-        start, control_state, probe, env_steps = (saved[k] for k in ("rollout", "control", "probe", "env_steps"))
-        returns = [part.tolist() for part in saved["returns"].split(saved["finished"])]
-        load_learner(learner, saved)
-        restore_env(envs, saved["env"])
-
-    def next_rollout(number: int) -> Played:
-        # sample
-        temperature = control.sample(Sampling(torch.ones_like(like)), control_state).temperature
-        # rollout, advantage
-        return play(learner, envs, make_head(control, temperature), number)
-
-    played = next_rollout(start) if start < config.rollouts else None
-    for number in range(start, config.rollouts):
-        rollout, transitions, entropies, head = played
-        measured = config.measure_every > 0 and number % config.measure_every == 0
-        returns = [(old + new)[-WINDOW:] for old, new in zip(returns, finished_returns(rollout), strict=True)]
-        env_steps = env_steps + transitions.mask.sum((1, 2))
-        metrics = measure_rollout(transitions, entropies, returns)
-        if probe is None:
-            probe = choose_probe(config, transitions)
-        first = number * config.updates_per_rollout
-        for update, index in enumerate(minibatches(config, number), first):
-            # edit
-            minibatch = take(config, transitions, index)
-            outputs = engine.forward(networks, minibatch.states)
-            policy = head.policy(outputs.logits)
-            logp, now = (x.view(minibatch.mask.shape) for x in engine.statistics(policy, minibatch.action.flatten(1)))
-            if update == first:
-                # Still the policy that sampled; another matrix shape may round it differently in the last bit, and
-                # a penalty on |log ratio| has a gradient of full size at 1e-8 and none at 0.
-                where = index.unsqueeze(-1).expand_as(logp)
-                transitions = transitions._replace(old_logp=transitions.old_logp.scatter(1, where, logp))
-                minibatch = minibatch._replace(old_logp=logp)
-            batch = make_batch(minibatch, logp, now)
-            plain = Objective.from_batch(batch, config.clip_low, config.clip_high)
-            objective = control.edit(plain, batch, control_state)
-            # update
-            if measured and update == first:
-                before = before_update(learner, head, probe, batch, policy)
-            apply_update(learner, head, outputs, minibatch, batch, objective, update)
-            # measure
-            if measured and update == first:
-                metrics |= measure_update(learner, head, probe, minibatch, before)
-            if measured and update == first + config.updates_per_rollout - 1:
-                metrics |= measure_last(plain, objective, batch)
-            # advance
-            control_state = control.advance(control_state, Measurement(token_mean(batch.entropy, batch.mask)))
-        if not all(torch.isfinite(weight).all() for weight in networks):
-            raise ValueError(f"the networks are no longer finite after rollout {number}; lower lr ({config.lr})")
-        state = {
-            "rollout": number + 1,
-            "control": control_state,
-            "probe": probe,
-            # one tensor: a state of thousands of Python numbers takes longer to write than the networks
-            "returns": torch.tensor([value for found in returns for value in found], dtype=torch.float64),
-            "finished": [len(found) for found in returns],
-            "env_steps": env_steps,
-            **learner_state(learner),
-            "env": env_state(envs),  # before the next rollout, which a resumed run plays again
-        }
-        if number + 1 < config.rollouts:
-            played, old = next_rollout(number + 1), played
-            if measured:
-                metrics |= measure_shift(learner, old, played)
-        line = {"step": number + 1, "env_steps": env_steps, **metrics}
-        run.record(line, state)
-        if progress:
-            progress(number + 1, config.rollouts, line)
+        start = saved["rollout"]
+        restore(blocks, saved)
+    with ThreadPoolExecutor(
+        config.threads if in_blocks else 1, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        side_by_side = pool.map if len(blocks) > 1 else map
+        if start < config.rollouts:
+            list(side_by_side(begin_rollout, blocks, [start] * len(blocks)))
+        for number in range(start, config.rollouts):
+            done = number + 1
+            save = done % config.save_every == 0 or done == config.rollouts
+            found = list(side_by_side(train_rollout, blocks, [number] * len(blocks), [save] * len(blocks)))
+            metrics, states = zip(*found, strict=True)
+            line = {"step": done, **join_metrics(metrics)}
+            run.record(line, {"rollout": done, **join_states(states)} if save else None)
+            if progress:
+                progress(done, config.rollouts, line)
 
 
 def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -81,6 +81,8 @@ class CartPoleConfig:
     measure_every: int = 1
     """Rollouts between measurements of entropy changes, 0 for none; one in every rollout takes 7 % of a default run's
     time with engine numba, 14 % with torch."""
+    save_every: int = 1
+    """Rollouts between saved states, the most that a kill can cost."""
     probe_states: int = 64
     """States per seed, from the first rollout, on which entropy changes are measured."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -91,7 +93,7 @@ class CartPoleConfig:
     """First seed. Nothing of seed i depends on which others run beside it. (A single seed may differ in the last bits
     with engine torch or npg: torch multiplies a batch of one matrix by other code.)"""
     threads: int = 1
-    """CPU threads."""
+    """CPU threads; with engine numba each trains its own seeds."""
 
     @property
     def copies(self) -> int:
@@ -120,6 +122,7 @@ class CartPoleConfig:
 
     def __post_init__(self):
         require_at_least(self, 1, "seeds", "envs", "steps", "groups", "epochs", "minibatches", "hidden", "threads")
+        require_at_least(self, 1, "save_every")
         require_at_least(self, 1, "episode_rollouts")
         require_at_least(self, 0, "value_coef", "damping", "measure_every")
         require_positive(self, "clip_low", "clip_high", "max_grad_norm", "target_kl", "value_clip")

@@ -109,26 +109,26 @@ class Maker(NamedTuple):
     """How an engine is had.
 
     package: what must be installed; extra: of this project, that installs it
-    make:    number of threads -> the engine
-    shares:  whether its threads are torch's; one with threads of its own leaves torch a single one, since torch's
-             arrays are small beside it and its idle threads would take the processors
+    make:    () -> the engine
+    blocks:  whether a run's seeds are shared out over threads in blocks, each with a single thread of torch's;
+             otherwise all seeds are one block, and the threads are torch's
     """
 
     package: str
     extra: str
-    make: Callable[[int], Engine]
-    shares: bool
+    make: Callable[[], Engine]
+    blocks: bool
 
 
-def _numba(threads: int) -> Engine:
-    from sims.numba_engine import make_engine
+def _numba() -> Engine:
+    from sims.numba_engine import ENGINE
 
-    return make_engine(threads)
+    return ENGINE
 
 
 ENGINES = {
-    "torch": Maker("torch", "", lambda threads: TORCH, True),
-    "numba": Maker("numba", "fast", _numba, False),
+    "torch": Maker("torch", "", lambda: TORCH, False),
+    "numba": Maker("numba", "fast", _numba, True),
 }
 """Engines by name; the preferred one comes last."""
 
@@ -150,11 +150,6 @@ def resolve_engine(name: str) -> str:
     return name
 
 
-def load_engine(name: str, threads: int = 1) -> Engine:
-    """The engine of this name, or the one that "auto" stands for, on so many threads. Errors as `resolve_engine`."""
-    return ENGINES[resolve_engine(name)].make(threads)
-
-
-def torch_threads(name: str, threads: int) -> int:
-    """How many of a run's threads are torch's."""
-    return threads if ENGINES[resolve_engine(name)].shares else 1
+def load_engine(name: str) -> Engine:
+    """The engine of this name, or the one that "auto" stands for. Errors as `resolve_engine`."""
+    return ENGINES[resolve_engine(name)].make()

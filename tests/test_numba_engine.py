@@ -151,7 +151,7 @@ def test_rollouts_are_the_generic_ones(name, seeds, copies, hidden, key):
     networks = networks_of(kind, seeds, hidden, torch.float64)
     keys = key + torch.arange(seeds * copies).view(seeds, copies)
     ours, theirs = make_envs(name, keys), make_envs(name, keys)
-    fast = numba_engine.make_engine(2)
+    fast = numba_engine.ENGINE
     for number in range(3):
         draw = uniform(keys, torch.full_like(keys, number), 120)
         found, expected = (
@@ -221,7 +221,7 @@ def test_passes_are_autograds(dtype, seeds, rows, hidden, name, rng):
         torch.from_numpy(rng.normal(size=shape)).to(dtype)
         for shape in ((seeds, rows, kind.inputs), (seeds, rows, kind.actions), (seeds, rows))
     )
-    fast = numba_engine.make_engine(1)
+    fast = numba_engine.ENGINE
     found = fast.forward(networks, x)
     gradients = fast.backward(networks, found, d_logits, d_value)
     expected = TORCH.forward(exact, x.double())
@@ -241,7 +241,7 @@ def test_passes_are_autograds(dtype, seeds, rows, hidden, name, rng):
 @given(dtypes, st.integers(1, 2), st.integers(1, 400), st.integers(1, 20), generators())
 def test_evaluation_in_blocks_is_the_forward_pass(dtype, seeds, rows, hidden, rng):
     """Bit for bit: no row's sums depend on the rows beside it."""
-    kind, fast = ENVIRONMENTS["CartPole-v1"], numba_engine.make_engine(2)
+    kind, fast = ENVIRONMENTS["CartPole-v1"], numba_engine.ENGINE
     networks, x = networks_of(kind, seeds, hidden, dtype), torch.from_numpy(rng.normal(size=(seeds, rows, 4))).to(dtype)
     assert same(fast.evaluate(networks, x)[:2], fast.forward(networks, x)[:2])
 
@@ -262,7 +262,7 @@ def test_adam_is_the_generic_one(dtype, seeds, hidden, max_norm, step, rng):
         return [w.double() for x in (weights, *moments) for w in x]
 
     u = unit(dtype) + unit(torch.float64)
-    for ours, exact in zip(stepped(numba_engine.make_engine(2), dtype), stepped(TORCH, torch.float64), strict=True):
+    for ours, exact in zip(stepped(numba_engine.ENGINE, dtype), stepped(TORCH, torch.float64), strict=True):
         # the second moment's share is 1 - .999^t, rounded in float64; a weight's step is at most lr |m| / (1 - .9^t)
         # over sqrt(v), which the drawn moments keep below a few
         size = absolute(exact) + 1e-2 / (1 - 0.9**step) * 10 + 1
@@ -291,7 +291,7 @@ def test_head_gradients_are_autograds(data, dtype, seeds, actions):
     head = plain_head(seeds)
     expected = TORCH.head_gradient(head, Outputs(z, value.flatten(1), None), minibatch, batch, objective, critic)
     outputs = Outputs(z.to(dtype), value.flatten(1).to(dtype), None)
-    found = numba_engine.make_engine(2).head_gradient(head, outputs, minibatch, batch, objective, critic)
+    found = numba_engine.ENGINE.head_gradient(head, outputs, minibatch, batch, objective, critic)
     size = scale * z.abs().amax() + 1
 
     def finite(x):
@@ -318,7 +318,7 @@ def test_head_gradients_are_autograds(data, dtype, seeds, actions):
 def test_statistics_are_token_statistics(dtype, z, rng):
     """Also for ties, masked actions and one-hot policies. Logits lie in +-50, so log-probabilities in +-101."""
     action = torch.from_numpy(rng.integers(z.shape[-1], size=z.shape[:-1]))
-    found = numba_engine.make_engine(1).statistics(z.to(dtype), action)
+    found = numba_engine.ENGINE.statistics(z.to(dtype), action)
     for ours, exact in zip(found, token_statistics(z.to(dtype).double(), action), strict=True):
         off = torch.where(ours == exact, 0.0, (ours - exact).abs())
         assert (off <= (unit(dtype) + unit(torch.float64)) * 101 * 4 * z.shape[-1]).all()

@@ -57,15 +57,22 @@ class Killed(Exception):
     pass
 
 
-def test_a_resumed_run_writes_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"save_every": 3}, {"threads": 2, "save_every": 2}])
+def test_a_resumed_run_writes_the_same_bytes(tmp_path, settings):
+    """Also from a state some rollouts back, and with the seeds in blocks."""
+    config, seen = dataclasses.replace(FAST, **settings), []
+
     def kill(done, total, line):
-        if done == 2:
+        seen.append(done)
+        if done == 4:
             raise Killed
 
-    train(FAST, tmp_path / "whole")
+    train(config, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(FAST, tmp_path / "parts", kill)
-    train(FAST, tmp_path / "parts")
+        train(config, tmp_path / "parts", kill)
+    train(config, tmp_path / "parts", lambda done, total, line: seen.append(done))
+    saved = 4 // config.save_every * config.save_every
+    assert seen == [1, 2, 3, 4, *range(saved + 1, config.rollouts + 1)]
     for name in ("metrics.jsonl", "state.pt"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 

@@ -1,11 +1,11 @@
-"""The engine compiled by Numba: the functions of `sims.engine.Engine`, seeds in parallel, one seed in the cache.
+"""The engine compiled by Numba: the functions of `sims.engine.Engine`, seed by seed, each in the cache.
 
-Equal to the engine in torch up to rounding (tests), and its results depend neither on the number of threads nor on the
-seeds beside. Sums of the networks may be contracted to fused operations; the environments' steps may not.
+Equal to the engine in torch up to rounding (tests), and a seed's results do not depend on the seeds beside it. Nothing
+here holds Python's lock while it computes, so blocks of seeds run side by side on threads. Sums of the networks may be
+contracted to fused operations; the environments' steps may not.
 """
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from sims.engine import Engine, Head, Outputs
 from sims.networks import Networks
 from sims.numba_engine import adam, head, passes
 from sims.numba_engine.collect import COLLECT, Copies, Records
-from sims.numba_engine.threads import over_seeds
 from sims.numba_engine.tile import padded
 from sims.ppo import Transitions, ValueTerm
 
@@ -61,9 +60,7 @@ def _arrays(tensors: Iterable[Tensor]) -> Networks:
     return Networks(*[tensor.detach().numpy() for tensor in tensors])
 
 
-def collect(
-    threads: int, envs: Environments, networks: Networks, policy: Head, draws: Tensor, dtype: torch.dtype
-) -> Rollout:
+def collect(envs: Environments, networks: Networks, policy: Head, draws: Tensor, dtype: torch.dtype) -> Rollout:
     """As `cartpole_env.collect`, which does it where the control changes the policy's logits."""
     if not policy.plain:
         return generic.collect(envs, networks, policy, draws, dtype)
@@ -76,9 +73,8 @@ def collect(
     stride = padded(weights.weight_2.shape[-1], weights.weight_2.itemsize)
     moved = Copies(*(np.ascontiguousarray(getattr(envs, name)) for name in Copies._fields))
     records = Records(*(_array(field) for field in rollout))
-    over_seeds(
-        threads,
-        COLLECT[envs.name],
+    COLLECT[envs.name](
+        0,
         seeds,
         envs.kind.max_steps,
         tuple(weights[:6]),
@@ -92,32 +88,32 @@ def collect(
     return rollout
 
 
-def forward(threads: int, networks: Networks, observation: Tensor) -> Outputs:
+def forward(networks: Networks, observation: Tensor) -> Outputs:
     """Logits and values; keeps the observations and both hidden layers, [2, seeds, states, padded units]."""
     weights, x = _arrays(networks), _array(observation)
     seeds, states, _ = x.shape
     shape = (2, seeds, states, padded(weights.weight_2.shape[-1], x.itemsize))
     hidden_1, hidden_2 = np.empty(shape, x.dtype), np.empty(shape, x.dtype)
     logits, value = (np.empty((seeds, states, w.shape[-1]), x.dtype) for w in (weights.actor_weight, weights[6]))
-    over_seeds(threads, passes.forward, seeds, weights, x, hidden_1, hidden_2, logits, value)
+    passes.forward(0, seeds, weights, x, hidden_1, hidden_2, logits, value)
     return Outputs(torch.from_numpy(logits), torch.from_numpy(value[..., 0]), (x, hidden_1, hidden_2))
 
 
-def evaluate(threads: int, networks: Networks, observation: Tensor) -> Outputs:
+def evaluate(networks: Networks, observation: Tensor) -> Outputs:
     """As `forward`, for outputs that are not differentiated."""
     weights, x = _arrays(networks), _array(observation)
     shape = x.shape[:2]
     logits, value = (np.empty((*shape, w.shape[-1]), x.dtype) for w in (weights.actor_weight, weights.critic_weight))
     stride = padded(weights.weight_2.shape[-1], x.itemsize)
-    over_seeds(threads, passes.evaluate, len(x), weights, stride, x, logits, value)
+    passes.evaluate(0, len(x), weights, stride, x, logits, value)
     return Outputs(torch.from_numpy(logits), torch.from_numpy(value[..., 0]), None)
 
 
-def statistics(threads: int, logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """As `softmax.token_statistics`."""
     logp = torch.empty(action.shape, dtype=logits.dtype)
     entropy = torch.empty_like(logp)
-    over_seeds(threads, head.statistics, len(action), _array(logits), _array(action), logp.numpy(), entropy.numpy())
+    head.statistics(0, len(action), _array(logits), _array(action), logp.numpy(), entropy.numpy())
     return logp, entropy
 
 
@@ -130,7 +126,6 @@ _TOKENS = ("weight", "advantage", "clip_low", "clip_high", "entropy_coef", "logi
 
 
 def head_gradient(
-    threads: int,
     policy: Head,
     outputs: Outputs,
     minibatch: Transitions,
@@ -151,20 +146,19 @@ def head_gradient(
     tokens = (_rows(batch.old_logp, dtype), *(_rows(getattr(objective, name), dtype) for name in _TOKENS))
     action, mask, count = _rows(minibatch.action), _rows(objective.mask), _array(token_count(objective.mask))
     args = (logits, action, mask, tokens, penalties, slopes.astype(np.int64), count, d_logits)
-    over_seeds(threads, head.policy_gradient, seeds, *args)
+    head.policy_gradient(0, seeds, *args)
     target, mask, count = _rows(minibatch.value_target, dtype), _rows(batch.mask), _array(token_count(batch.mask))
     old_value, clip = _rows(minibatch.old_value, dtype), value.dtype.type(critic.clip)
     head.value_gradient(0, seeds, value, target, old_value, mask, count, critic.coef, clip, d_value)
     return torch.from_numpy(d_logits), torch.from_numpy(d_value)
 
 
-def backward(threads: int, networks: Networks, outputs: Outputs, d_logits: Tensor, d_value: Tensor) -> Networks:
+def backward(networks: Networks, outputs: Outputs, d_logits: Tensor, d_value: Tensor) -> Networks:
     """Gradients of sum(d_logits logits) + sum(d_value value), as `Networks`."""
     weights = _arrays(networks)
     gradients = Networks(*map(np.empty_like, weights))
-    over_seeds(
-        threads,
-        passes.backward,
+    passes.backward(
+        0,
         len(d_value),
         weights,
         *outputs.kept,
@@ -176,7 +170,6 @@ def backward(threads: int, networks: Networks, outputs: Outputs, d_logits: Tenso
 
 
 def clipped_adam(
-    threads: int,
     networks: Networks,
     gradients: Networks,
     first: Networks,
@@ -191,10 +184,7 @@ def clipped_adam(
     assert all(array.flags.c_contiguous for tensors in arrays for array in tensors), "weights not in C order"
     number = arrays[0].bias_1.dtype.type
     settings = (number(max_norm), number(lr / (1 - 0.9**step)), number(1 / (1 - 0.999**step)))
-    over_seeds(threads, adam.clipped_adam, len(networks.actor_weight), *arrays, *settings)
+    adam.clipped_adam(0, len(networks.actor_weight), *arrays, *settings)
 
 
-def make_engine(threads: int) -> Engine:
-    """The engine on this many threads."""
-    functions = collect, forward, evaluate, statistics, head_gradient, backward, clipped_adam
-    return Engine(*(partial(function, threads) for function in functions))
+ENGINE = Engine(collect, forward, evaluate, statistics, head_gradient, backward, clipped_adam)
