@@ -94,6 +94,7 @@ def train_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -> 
         threads=threads,
         engine=engine,
         measure_every=MEASURE_EVERY,
+        save_every=MEASURE_EVERY,
         value_clip=0.2,
         bootstrap_truncated=False,
         normalise="minibatch",

@@ -4,7 +4,7 @@ Replicas are [seeds]. In rollouts of segments a row is one transition, so a mini
 rollouts of episodes a row is an episode (`rollouts`).
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -17,10 +17,21 @@ from entropy_theory.records import Batch, Measurement, Objective, Sampling
 from entropy_theory.reduce import token_mean
 from entropy_theory.runs import Progress, Run
 from sims.algorithms import ALGORITHMS
-from sims.cartpole_blocks import Block, State, block_configs, block_state, join_metrics, join_states, new_block, restore
+from sims.cartpole_blocks import (
+    Block,
+    State,
+    as_arrays,
+    block_configs,
+    block_state,
+    join_metrics,
+    join_states,
+    new_block,
+    restore,
+)
 from sims.cartpole_config import CartPoleConfig
 from sims.cartpole_env import Environments, finished_returns
 from sims.cartpole_measure import Metrics, before_update, measure_last, measure_rollout, measure_shift, measure_update
+from sims.crew import Crew, Step
 from sims.engine import ENGINES, Head, Outputs, make_head, resolve_engine
 from sims.learner import PROBE, Learner, fresh_learner, policy_at, stream_keys
 from sims.networks import keep_freed_memory
@@ -159,31 +170,45 @@ def begin_rollout(block: Block, number: int) -> None:
     block.played = play(block.learner, block.envs, make_head(control, temperature), number)
 
 
+def open_blocks(configs: Sequence[CartPoleConfig], saved: State | None) -> Step:
+    """Blocks of these configs, where `saved` (of the whole run) left them or new; returns what trains a rollout.
+
+    The function returned: (number, save) -> for each block (metrics, state or None).
+    """
+    keep_freed_memory()
+    blocks = [new_block(make_learner(config)) for config in configs]
+    if saved is not None:
+        restore(blocks, saved)
+
+    def step(number: int, save: bool) -> list[tuple[Metrics, State | None]]:
+        found = []
+        for block in blocks:
+            if block.played is None:
+                begin_rollout(block, number)
+            metrics, state = train_rollout(block, number, save)
+            found.append((as_arrays(metrics), state))
+        return found
+
+    return step
+
+
 def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) -> None:
     """Train every seed; one line of metrics (lists over seeds) per rollout.
 
     Raises: ValueError if the control does not fit, or the networks stop being finite.
     """
+    build_control(config)
     in_blocks = ENGINES[resolve_engine(config.engine)].blocks
     torch.set_num_threads(1 if in_blocks else config.threads)
-    keep_freed_memory()
-    parts = block_configs(config) if in_blocks else [config]
-    blocks = [new_block(make_learner(part)) for part in parts]
-    start = 0
-    if (saved := run.load_state()) is not None:
-        start = saved["rollout"]
-        restore(blocks, saved)
-    with ThreadPoolExecutor(
-        config.threads if in_blocks else 1, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        side_by_side = pool.map if len(blocks) > 1 else map
-        if start < config.rollouts:
-            list(side_by_side(begin_rollout, blocks, [start] * len(blocks)))
+    workers, parts = (config.threads, block_configs(config)) if in_blocks else (1, [config])
+    saved = run.load_state()
+    start = saved["rollout"] if saved else 0
+    saved = {**saved, "seed": config.seed} if saved else None
+    with Crew(workers, open_blocks, parts, saved) as crew:
         for number in range(start, config.rollouts):
             done = number + 1
             save = done % config.save_every == 0 or done == config.rollouts
-            found = list(side_by_side(train_rollout, blocks, [number] * len(blocks), [save] * len(blocks)))
-            metrics, states = zip(*found, strict=True)
+            metrics, states = zip(*crew(number, save), strict=True)
             line = {"step": done, **join_metrics(metrics)}
             run.record(line, {"rollout": done, **join_states(states)} if save else None)
             if progress:

@@ -1,13 +1,15 @@
-"""The seeds of a CartPole run in blocks: each block trains by itself on one thread, and its arrays fit the cache.
+"""The seeds of a CartPole run in blocks: each block trains by itself, and its arrays fit the cache.
 
 A block of seeds a to b is the run of these seeds alone, since all that a seed does follows from its own number.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +43,8 @@ class Block:
 
 
 def block_configs(config: CartPoleConfig) -> list[CartPoleConfig]:
-    """The run's seeds in equal blocks of at most `LARGEST`, at least one for each thread."""
-    count = min(config.seeds, max(config.threads, -(-config.seeds // LARGEST)))
+    """The run's seeds in equal blocks of at most `LARGEST`, as many for each of its processes."""
+    count = min(config.seeds, config.threads * math.ceil(config.seeds / (config.threads * LARGEST)))
     edges = [config.seeds * i // count for i in range(count + 1)]
     return [
         dataclasses.replace(config, seed=config.seed + first, seeds=last - first) for first, last in pairwise(edges)
@@ -58,8 +60,8 @@ def new_block(learner: Learner) -> Block:
 
 
 def block_state(block: Block) -> State:
-    """What the block needs to go on."""
-    return {
+    """What the block needs to go on, as arrays."""
+    state = {
         "control": block.control,
         "probe": block.probe,
         # one tensor: a state of thousands of Python numbers takes longer to write than the networks
@@ -69,27 +71,26 @@ def block_state(block: Block) -> State:
         "env": env_state(block.envs),
         **learner_state(block.learner),
     }
+    return each_tensor(Tensor.numpy, state)
 
 
 def join_states(states: Sequence[State]) -> State:
     """The state of all seeds from those of the blocks; weights have their seeds on the third axis from the last."""
-    joined = {
-        name: each_tensor(lambda *parts: torch.cat(parts), *(state[name] for state in states))
-        for name in states[0]
-        if name not in LEARNED
-    }
-    return joined | {
-        name: [torch.cat(parts, -3) for parts in zip(*(state[name] for state in states), strict=True)]
-        for name in LEARNED
-    }
+
+    def joined(name: str) -> Any:
+        axis = -3 if name in LEARNED else 0
+        parts = (state[name] for state in states)
+        return each_tensor(lambda *arrays: torch.from_numpy(np.concatenate(arrays, axis)), *parts)
+
+    return {name: joined(name) for name in states[0]}
 
 
 def restore(blocks: Sequence[Block], saved: State) -> None:
     """Put every block where `join_states` saw it."""
-    finished, first = saved["finished"].tolist(), 0
-    returns = [part.tolist() for part in saved["returns"].split(finished)]
+    returns = [part.tolist() for part in saved["returns"].split(saved["finished"].tolist())]
     for block in blocks:
         config = block.learner.config
+        first = config.seed - saved["seed"]
         seeds = slice(first, first + config.seeds)
         copies = slice(seeds.start * config.copies, seeds.stop * config.copies)
         block.control = each_tensor(lambda t, seeds=seeds: t[seeds], saved["control"])
@@ -97,13 +98,20 @@ def restore(blocks: Sequence[Block], saved: State) -> None:
         restore_env(block.envs, {name: value[copies] for name, value in saved["env"].items()})
         weights = {name: [t.narrow(-3, first, config.seeds) for t in saved[name]] for name in LEARNED}
         load_learner(block.learner, weights)
-        first = seeds.stop
+
+
+def as_arrays(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics with arrays in place of tensors, which take longer to send to another process."""
+    return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in metrics.items()}
 
 
 def join_metrics(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics over all seeds from those over each block's."""
+    """Metrics over all seeds, as tensors and lists, from `as_arrays` of each block's."""
     joined = {}
     for name, value in metrics[0].items():
         parts = [part[name] for part in metrics]
-        joined[name] = torch.cat(parts) if isinstance(value, Tensor) else [v for part in parts for v in part]
+        if isinstance(value, np.ndarray):
+            joined[name] = torch.from_numpy(np.concatenate(parts))
+        else:
+            joined[name] = [number for part in parts for number in part]
     return joined

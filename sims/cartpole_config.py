@@ -93,7 +93,7 @@ class CartPoleConfig:
     """First seed. Nothing of seed i depends on which others run beside it. (A single seed may differ in the last bits
     with engine torch or npg: torch multiplies a batch of one matrix by other code.)"""
     threads: int = 1
-    """CPU threads; with engine numba each trains its own seeds."""
+    """CPU threads; with engine numba, processes of one thread that share the seeds."""
 
     @property
     def copies(self) -> int:

@@ -110,8 +110,8 @@ class Maker(NamedTuple):
 
     package: what must be installed; extra: of this project, that installs it
     make:    () -> the engine
-    blocks:  whether a run's seeds are shared out over threads in blocks, each with a single thread of torch's;
-             otherwise all seeds are one block, and the threads are torch's
+    blocks:  whether a run's seeds are shared out in blocks over processes of one thread each; otherwise all seeds are
+             one block, and the threads are torch's
     """
 
     package: str

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cartpole_runs import SMALL, same, train, trained
 
-from sims import cartpole, engine
+from sims import cartpole, cartpole_blocks, engine
 
 pytest.importorskip("numba")
 
@@ -44,22 +44,23 @@ def test_a_run_is_the_generic_one(tmp_path):
 
 def test_nothing_depends_on_threads_or_on_other_seeds(tmp_path):
     found = {}
-    for seeds, threads in ((5, 1), (5, 3), (2, 2)):
+    for seeds, threads in ((5, 1), (5, 2), (2, 1)):
         config = dataclasses.replace(FAST, seeds=seeds, threads=threads, control="entropy_bonus")
         train(config, tmp_path / f"{seeds}-{threads}")
         found[seeds, threads] = trained(tmp_path / f"{seeds}-{threads}")
-    assert same(found[5, 1], found[5, 3])
+    assert same(found[5, 1], found[5, 2])
     first_two = [w[:, :2] if w.shape[0] == 2 and w.dim() == 4 else w[:2] for w in found[5, 1]]
-    assert same(first_two, found[2, 2])
+    assert same(first_two, found[2, 1])
 
 
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"save_every": 3}, {"threads": 2, "save_every": 2}])
-def test_a_resumed_run_writes_the_same_bytes(tmp_path, settings):
+@pytest.mark.parametrize("settings", [{}, {"save_every": 3}])
+def test_a_resumed_run_writes_the_same_bytes(tmp_path, monkeypatch, settings):
     """Also from a state some rollouts back, and with the seeds in blocks."""
+    monkeypatch.setattr(cartpole_blocks, "LARGEST", 2)
     config, seen = dataclasses.replace(FAST, **settings), []
 
     def kill(done, total, line):
