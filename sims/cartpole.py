@@ -204,13 +204,21 @@ def train(config: CartPoleConfig, run: Run, progress: Progress | None = None) ->
     saved = run.load_state()
     start = saved["rollout"] if saved else 0
     saved = {**saved, "seed": config.seed} if saved else None
+
+    def saves(number: int) -> bool:
+        return (number + 1) % config.save_every == 0 or number + 1 == config.rollouts
+
     with Crew(workers, open_blocks, parts, saved) as crew:
+        if start < config.rollouts:
+            crew.order(start, saves(start))
         for number in range(start, config.rollouts):
             done = number + 1
-            save = done % config.save_every == 0 or done == config.rollouts
-            metrics, states = zip(*crew(number, save), strict=True)
+            metrics, states = zip(*crew.answers(), strict=True)
             line = {"step": done, **join_metrics(metrics)}
-            run.record(line, {"rollout": done, **join_states(states)} if save else None)
+            state = {"rollout": done, **join_states(states)} if saves(number) else None
+            if done < config.rollouts:  # the workers go on while this one is written
+                crew.order(done, saves(done))
+            run.record(line, state)
             if progress:
                 progress(done, config.rollouts, line)
 

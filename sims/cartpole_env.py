@@ -187,12 +187,11 @@ def outcomes(rollout: Rollout, kind: Environment) -> Tensor:
 
     Returns: [seeds, envs, steps]; 0 where masked.
     """
-    ended = rollout.ended
-    known = torch.empty_like(rollout.total)
-    last = rollout.total[..., -1]
-    for t in reversed(range(known.shape[-1])):
-        last = torch.where(ended[..., t] | ~rollout.mask[..., t], rollout.total[..., t], last)
-        known[..., t] = last
+    ends = (rollout.ended | ~rollout.mask).numpy()
+    steps = ends.shape[-1]
+    until = np.where(ends, np.arange(steps), steps - 1)  # the step at which this one's episode ends or is left
+    until = np.minimum.accumulate(until[..., ::-1], -1)[..., ::-1].copy()
+    known = rollout.total.gather(-1, torch.from_numpy(until))
     return ((known - kind.least) / (kind.largest - kind.least)).masked_fill(~rollout.mask, 0.0)
 
 

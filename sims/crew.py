@@ -3,6 +3,7 @@
 One worker, or one part, stays in the process of the run.
 """
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ class Crew:
 
     def __init__(self, workers: int, open_parts: Open, parts: Sequence[Any], shared: Any):
         workers = min(workers, len(parts))
-        self.processes, self.pipes, self.step = [], [], None
+        self.processes, self.pipes, self.step, self.ordered = [], [], None, ()
         if workers == 1:
             self.step = open_parts(parts, shared)
             return
@@ -38,18 +39,23 @@ class Crew:
             self.processes.append(process)
             self.pipes.append(ours)
 
-    def __call__(self, *order: Any) -> list[Any]:
-        """What the parts' steps return for this order, part by part; an error of a worker is raised here.
+    def order(self, *order: Any) -> None:
+        """Have the workers take this step; go on with other work, then ask for the `answers`."""
+        self.ordered = order
+        for pipe in self.pipes:
+            with contextlib.suppress(BrokenPipeError):  # `answers` says so
+                pipe.send(order)
+
+    def answers(self) -> list[Any]:
+        """What the step returned, part by part; an error of a worker is raised here.
 
         Raises: ChildProcessError if a worker died.
         """
         if self.step is not None:
-            return self.step(*order)
+            return self.step(*self.ordered)
         try:
-            for pipe in self.pipes:
-                pipe.send(order)
             answers = [pipe.recv() for pipe in self.pipes]
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except (EOFError, ConnectionResetError):
             raise ChildProcessError(
                 "a worker process of this run died; the same command goes on from the last saved step"
             ) from None

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,12 +39,13 @@ def gae(
     """
     delta = reward + gamma * value[..., 1:] * (~terminated) - value[..., :-1]
     carry = gamma * gae_lambda * (~(terminated | truncated)).to(delta.dtype)
-    advantage = torch.empty_like(delta)
-    last = torch.zeros_like(delta[..., 0])
-    for t in reversed(range(delta.shape[-1])):
-        last = delta[..., t] + carry[..., t] * last
-        advantage[..., t] = last
-    return advantage
+    # steps first and in NumPy, whose calls on small arrays cost a fifth of torch's
+    delta, carry = (x.movedim(-1, 0).contiguous().numpy() for x in (delta, carry))
+    advantage = np.empty_like(delta)
+    last = np.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        advantage[t] = last = delta[t] + carry[t] * last
+    return torch.from_numpy(advantage).movedim(0, -1).contiguous()
 
 
 def normalise(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:

@@ -1,6 +1,7 @@
 """Whole runs on the engine compiled by Numba, and how it is chosen."""
 
 import dataclasses
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -76,6 +77,20 @@ def test_a_resumed_run_writes_the_same_bytes(tmp_path, monkeypatch, settings):
     assert seen == [1, 2, 3, 4, *range(saved + 1, config.rollouts + 1)]
     for name in ("metrics.jsonl", "state.pt"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_a_dead_worker_ends_the_run_in_one_sentence_and_it_resumes(tmp_path):
+    def kill(done, total, line):
+        if done == 2:
+            multiprocessing.active_children()[0].kill()
+
+    config = dataclasses.replace(FAST, threads=2)
+    with pytest.raises(ChildProcessError, match="a worker process of this run died; the same command goes on"):
+        train(config, tmp_path / "parts", kill)
+    train(config, tmp_path / "parts")
+    train(FAST, tmp_path / "whole")
+    assert same(trained(tmp_path / "parts"), trained(tmp_path / "whole"))
+    assert not multiprocessing.active_children()
 
 
 # --- choosing it -----------------------------------------------------------------------------------------------------
