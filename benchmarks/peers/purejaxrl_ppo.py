@@ -10,8 +10,7 @@ that procedure and not only PPO:
 - separate actor and critic of two 64-unit tanh layers, orthogonal, gains sqrt 2, .01 (actor) and 1 (critic).
 
 It differs from the published program in two ways that cost it nothing: the categorical distribution is written out
-instead of taken from distrax, and of the episode records only the two that are read are kept. `--details` exchanges
-three details for those of `sims.cartpole`, to see what each does to learning.
+instead of taken from distrax, and of the episode records only the two that are read are kept.
 
 Runs in an environment of its own (`make benchmark-peers`) and prints one line of JSON:
 
@@ -38,17 +37,6 @@ ENVS, STEPS, EPOCHS, MINIBATCHES = 4, 128, 4, 4
 ROLLOUT = ENVS * STEPS
 LR, EPS, MAX_NORM = 2.5e-4, 1e-5, 0.5
 GAMMA, LAMBDA, CLIP, ENTROPY_COEF, VALUE_COEF = 0.99, 0.95, 0.2, 0.01, 0.5
-
-
-class Details(NamedTuple):
-    """Where the procedure of `sims.cartpole` is another one."""
-
-    bootstrap: bool = False
-    """An episode cut at 500 steps goes on in the value of its last state."""
-    plain_value: bool = False
-    """The squared value error is not clipped."""
-    rollout_advantage: bool = False
-    """Advantages are normalised over the rollout instead of in each minibatch."""
 
 
 class Transition(NamedTuple):
@@ -107,7 +95,7 @@ def normalise(advantage):
     return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
 
-def act(details: Details, env, params, runner: Runner) -> tuple[Runner, Transition]:
+def act(env, params, runner: Runner) -> tuple[Runner, Transition]:
     """One step of every environment."""
     key, key_action, key_step = jax.random.split(runner.key, 3)
     logps, value = runner.learner.apply_fn(runner.learner.params, runner.observation)
@@ -115,9 +103,6 @@ def act(details: Details, env, params, runner: Runner) -> tuple[Runner, Transiti
     observation, env_state, reward, terminated, truncated, info = jax.vmap(env.step, (0, 0, 0, None))(
         jax.random.split(key_step, ENVS), runner.env_state, action, params
     )
-    if details.bootstrap:
-        _, last = runner.learner.apply_fn(runner.learner.params, info["final_observation"])
-        reward += GAMMA * last * (truncated & ~terminated)
     record = Transition(
         runner.observation,
         action,
@@ -144,25 +129,25 @@ def advantages(rollout: Transition, last_value):
     return jax.lax.scan(back, (jnp.zeros_like(last_value), last_value), steps, reverse=True, unroll=16)[1]
 
 
-def loss(params, apply, details: Details, batch: Transition, advantage, target):
+def loss(params, apply, batch: Transition, advantage, target):
     """The clipped objective, the clipped value loss and the entropy bonus of one minibatch."""
     logps, value = apply(params, batch.observation)
-    advantage = advantage if details.rollout_advantage else normalise(advantage)
+    advantage = normalise(advantage)
     ratio = jnp.exp(chosen(logps, batch.action) - batch.logp)
     policy_loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * advantage).mean()
-    near = value if details.plain_value else batch.value + jnp.clip(value - batch.value, -CLIP, CLIP)
+    near = batch.value + jnp.clip(value - batch.value, -CLIP, CLIP)
     value_loss = 0.5 * jnp.maximum((value - target) ** 2, (near - target) ** 2).mean()
     entropy = -(jnp.exp(logps) * logps).sum(-1).mean()
     return policy_loss + VALUE_COEF * value_loss - ENTROPY_COEF * entropy
 
 
-def learn(details: Details, learner: TrainState, minibatch) -> TrainState:
+def learn(learner: TrainState, minibatch) -> TrainState:
     """One optimizer step."""
-    gradient = jax.grad(loss)(learner.params, learner.apply_fn, details, *minibatch)
+    gradient = jax.grad(loss)(learner.params, learner.apply_fn, *minibatch)
     return learner.apply_gradients(grads=gradient)
 
 
-def train(key, updates: int, details: Details):
+def train(key, updates: int):
     """Train one seed for `updates` rollouts; whether and with what return episodes ended, [updates, steps, envs]."""
     env, params = gymnax.make("CartPole-v1")
     env = LogWrapper(env)
@@ -174,16 +159,14 @@ def train(key, updates: int, details: Details):
         key, key_order = jax.random.split(key)
         order = jax.random.permutation(key_order, ROLLOUT)
         shuffled = jax.tree.map(lambda x: x[order].reshape(MINIBATCHES, -1, *x.shape[1:]), data)
-        learner, _ = jax.lax.scan(lambda carry, minibatch: (learn(details, carry, minibatch), None), learner, shuffled)
+        learner, _ = jax.lax.scan(lambda carry, minibatch: (learn(carry, minibatch), None), learner, shuffled)
         return (learner, data, key), None
 
     def update(runner, _):
-        runner, rollout = jax.lax.scan(lambda carry, _: act(details, env, params, carry), runner, None, STEPS)
+        runner, rollout = jax.lax.scan(lambda carry, _: act(env, params, carry), runner, None, STEPS)
         _, last_value = runner.learner.apply_fn(runner.learner.params, runner.observation)
         advantage = advantages(rollout, last_value)
         target = advantage + rollout.value
-        if details.rollout_advantage:
-            advantage = normalise(advantage)
         data = jax.tree.map(lambda x: x.reshape(ROLLOUT, *x.shape[2:]), (rollout, advantage, target))
         (learner, _, key), _ = jax.lax.scan(epoch, (runner.learner, data, runner.key), None, EPOCHS)
         return runner._replace(learner=learner, key=key), (rollout.done, rollout.episode_return)
@@ -198,12 +181,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32, help="trained together")
     parser.add_argument("--steps", type=int, default=500_000, help="environment steps of each seed")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
-    parser.add_argument("--details", nargs="*", default=[], choices=Details._fields, help="taken from sims.cartpole")
     options = parser.parse_args()
     updates = options.steps // ROLLOUT
     keys = jax.vmap(jax.random.key)(options.seed + jnp.arange(options.seeds))
-    details = Details(**dict.fromkeys(options.details, True))
-    function = jax.vmap(lambda key: train(key, updates, details))
+    function = jax.vmap(lambda key: train(key, updates))
     start = time.perf_counter()
     compiled = jax.jit(function).lower(keys).compile()
     compiling = time.perf_counter() - start
