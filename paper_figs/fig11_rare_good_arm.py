@@ -38,7 +38,7 @@ def draw(data: Path, out: Path) -> Path:
     axes[2].set_ylabel("entropy change of an update (nats)")
     for axis in axes:
         axis.set_xlabel("rollout")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower right")
     return save(figure, out, NAME)
 
 
