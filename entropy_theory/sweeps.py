@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from entropy_theory.ranges import check_types, flat
 
-KEYS = ("description", "world", "figure", "curves", "per_seed", "seeds", "seed", "base", "axes", "runs", "tune")
+KEYS = ("name", "description", "world", "figure", "curves", "per_seed", "seeds", "seed", "base", "axes", "runs", "tune")
 TUNE_KEYS = ("seed", "seeds", "metric", "direction", "space")
 RESERVED = {
     "seeds": "give seeds at the top of the file",
@@ -81,6 +81,8 @@ def parse(name: str, table: Mapping[str, Any], worlds: Mapping[str, Any], overri
     """
     where = f"sweep {name}"
     _known(where, table, KEYS)
+    if table.get("name", name) != name:
+        raise ValueError(f"{where}: a sweep has the name of its file, got name = {table['name']!r}; leave it out")
     if table.get("world") not in worlds:
         raise ValueError(f"{where}: world must be one of {', '.join(worlds)}, got {table.get('world')!r}")
     seeds, seed = (_whole(where, key, {**table, **overrides}.get(key, default)) for key, default in SEEDS.items())

@@ -113,7 +113,8 @@ def test_every_committed_sweep_is_sound(name):
     [
         ('world = "casino"', "world must be one of bandit, cartpole, llm, got 'casino'"),
         ("seeds = 3", "world must be one of bandit, cartpole, llm, got None"),
-        ('world = "bandit"\nwrold = 1', "unknown key 'wrold'; the keys are description, world"),
+        ('world = "bandit"\nwrold = 1', "unknown key 'wrold'; the keys are name, description, world"),
+        ('name = "other"\nworld = "bandit"', "a sweep has the name of its file, got name = 'other'; leave it out"),
         ('world = "bandit"\nseeds = 0', "seeds must be at least 1, got 0"),
         ('world = "bandit"\nseeds = 2.5', "seeds must be a whole number, got 2.5"),
         ('world = "bandit"\ncurves = "entropy"', "curves must be a list of metric names"),

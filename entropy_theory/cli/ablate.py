@@ -34,8 +34,8 @@ class AblateOptions:
     """Slurm's or submitit's parameters as key=value, for example partition=cpu timeout_min=60."""
     set: tuple[str, ...] = ()
     """A field of the base config, or NAME.parameter, as key=value; repeatable."""
-    seeds: int = 0
-    """Seeds in place of the sweep's; 0 for the sweep's."""
+    seeds: str = ""
+    """Number of seeds in place of the sweep's."""
     only: tuple[int, ...] = ()
     """Only the runs of these indices."""
     tune: int = 0
@@ -44,7 +44,7 @@ class AblateOptions:
     """Directory of the results, resumed if it exists; runs/ablate/NAME if not given."""
 
     def __post_init__(self):
-        for key in ("workers", "seeds", "tune"):
+        for key in ("workers", "tune"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must be at least 0, got {getattr(self, key)}")
 
