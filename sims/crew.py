@@ -1,6 +1,6 @@
 """Worker processes that train parts of a run side by side: threads would spend their time waiting for Python's lock.
 
-One worker, or one part, stays in the process of the run.
+One worker, or one part, stays in the process of the run; so does everything in a worker of a sweep, which has one core.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class Crew:
     """Workers, each with its share of the parts, in order. As a context manager, ends them."""
 
     def __init__(self, workers: int, open_parts: Open, parts: Sequence[Any], shared: Any):
-        workers = min(workers, len(parts))
+        workers = 1 if multiprocessing.current_process().daemon else min(workers, len(parts))
         self.processes, self.pipes, self.step, self.ordered = [], [], None, ()
         if workers == 1:
             self.step = open_parts(parts, shared)
@@ -90,4 +90,7 @@ def _work(pipe, open_parts: Open, parts: Sequence[Any], shared: Any) -> None:
             answer = step(*order)
         except Exception as error:
             answer = error
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:  # the run was killed meanwhile
+            return

@@ -93,6 +93,14 @@ def test_a_dead_worker_ends_the_run_in_one_sentence_and_it_resumes(tmp_path):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_of_a_sweep_trains_all_seeds_itself(tmp_path, monkeypatch):
+    """It has one core, and Python lets such a process start none of its own; the numbers are the same."""
+    train(FAST, tmp_path / "whole")
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    train(dataclasses.replace(FAST, threads=2), tmp_path / "sweep")
+    assert same(trained(tmp_path / "sweep"), trained(tmp_path / "whole"))
+
+
 # --- choosing it -----------------------------------------------------------------------------------------------------
 
 
