@@ -74,8 +74,6 @@ def collect(envs: Environments, networks: Networks, policy: Head, draws: Tensor,
     moved = Copies(*(np.ascontiguousarray(getattr(envs, name)) for name in Copies._fields))
     records = Records(*(_array(field) for field in rollout))
     COLLECT[envs.name](
-        0,
-        seeds,
         envs.kind.max_steps,
         tuple(weights[:6]),
         stride,
@@ -95,7 +93,7 @@ def forward(networks: Networks, observation: Tensor) -> Outputs:
     shape = (2, seeds, states, padded(weights.weight_2.shape[-1], x.itemsize))
     hidden_1, hidden_2 = np.empty(shape, x.dtype), np.empty(shape, x.dtype)
     logits, value = (np.empty((seeds, states, w.shape[-1]), x.dtype) for w in (weights.actor_weight, weights[6]))
-    passes.forward(0, seeds, weights, x, hidden_1, hidden_2, logits, value)
+    passes.forward(weights, x, hidden_1, hidden_2, logits, value)
     return Outputs(torch.from_numpy(logits), torch.from_numpy(value[..., 0]), (x, hidden_1, hidden_2))
 
 
@@ -105,7 +103,7 @@ def evaluate(networks: Networks, observation: Tensor) -> Outputs:
     shape = x.shape[:2]
     logits, value = (np.empty((*shape, w.shape[-1]), x.dtype) for w in (weights.actor_weight, weights.critic_weight))
     stride = padded(weights.weight_2.shape[-1], x.itemsize)
-    passes.evaluate(0, len(x), weights, stride, x, logits, value)
+    passes.evaluate(weights, stride, x, logits, value)
     return Outputs(torch.from_numpy(logits), torch.from_numpy(value[..., 0]), None)
 
 
@@ -113,7 +111,7 @@ def statistics(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """As `softmax.token_statistics`."""
     logp = torch.empty(action.shape, dtype=logits.dtype)
     entropy = torch.empty_like(logp)
-    head.statistics(0, len(action), _array(logits), _array(action), logp.numpy(), entropy.numpy())
+    head.statistics(_array(logits), _array(action), logp.numpy(), entropy.numpy())
     return logp, entropy
 
 
@@ -137,7 +135,7 @@ def head_gradient(
     if not policy.plain:
         return generic.head_gradient(policy, outputs, minibatch, batch, objective, critic)
     logits, value = (_array(output) for output in outputs[:2])
-    dtype, seeds = outputs.value.dtype, len(value)
+    dtype = outputs.value.dtype
     d_logits, d_value = np.empty_like(logits), np.empty_like(value)
     penalties = np.empty((len(objective.penalties), 2, *value.shape), value.dtype)
     for penalty, field in zip(objective.penalties, penalties, strict=True):
@@ -146,10 +144,10 @@ def head_gradient(
     tokens = (_rows(batch.old_logp, dtype), *(_rows(getattr(objective, name), dtype) for name in _TOKENS))
     action, mask, count = _rows(minibatch.action), _rows(objective.mask), _array(token_count(objective.mask))
     args = (logits, action, mask, tokens, penalties, slopes.astype(np.int64), count, d_logits)
-    head.policy_gradient(0, seeds, *args)
+    head.policy_gradient(*args)
     target, mask, count = _rows(minibatch.value_target, dtype), _rows(batch.mask), _array(token_count(batch.mask))
     old_value, clip = _rows(minibatch.old_value, dtype), value.dtype.type(critic.clip)
-    head.value_gradient(0, seeds, value, target, old_value, mask, count, critic.coef, clip, d_value)
+    head.value_gradient(value, target, old_value, mask, count, critic.coef, clip, d_value)
     return torch.from_numpy(d_logits), torch.from_numpy(d_value)
 
 
@@ -158,8 +156,6 @@ def backward(networks: Networks, outputs: Outputs, d_logits: Tensor, d_value: Te
     weights = _arrays(networks)
     gradients = Networks(*map(np.empty_like, weights))
     passes.backward(
-        0,
-        len(d_value),
         weights,
         *outputs.kept,
         _array(d_logits),
@@ -184,7 +180,7 @@ def clipped_adam(
     assert all(array.flags.c_contiguous for tensors in arrays for array in tensors), "weights not in C order"
     number = arrays[0].bias_1.dtype.type
     settings = (number(max_norm), number(lr / (1 - 0.9**step)), number(1 / (1 - 0.999**step)))
-    adam.clipped_adam(0, len(networks.actor_weight), *arrays, *settings)
+    adam.clipped_adam(*arrays, *settings)
 
 
 ENGINE = Engine(collect, forward, evaluate, statistics, head_gradient, backward, clipped_adam)

@@ -33,8 +33,8 @@ def _step(weight, gradient, first, second, scale, rate, share):
 
 
 @njit(cache=True, **FLAGS)
-def clipped_adam(begin, end, networks, gradients, first, second, max_norm, rate, share):
-    """Seeds `begin` to `end`: gradients scaled to norm at most `max_norm` per seed, then one step of Adam.
+def clipped_adam(networks, gradients, first, second, max_norm, rate, share):
+    """Every seed: gradients scaled to norm at most `max_norm` per seed, then one step of Adam.
 
     Args:
       networks, gradients, first, second: `Networks` of arrays in C order; max_norm, rate, share: of their dtype.
@@ -44,7 +44,7 @@ def clipped_adam(begin, end, networks, gradients, first, second, max_norm, rate,
     m1, n1, m2, n2, ma, na, mc, nc = first
     v1, u1, v2, u2, va, ua, vc, uc = second
     one = w1.dtype.type(1)
-    for s in range(begin, end):
+    for s in range(len(wa)):
         square = _square(ga[s]) + _square(da[s]) + _square(gc[s]) + _square(dc[s])
         for net in range(2):
             square += _square(g1[net, s]) + _square(d1[net, s]) + _square(g2[net, s]) + _square(d2[net, s])

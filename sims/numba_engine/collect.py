@@ -82,7 +82,7 @@ def _observe(observe, state, seen, records, s, e, t, x):
 
 
 @njit(**FLAGS)
-def _collect(first, last, begin, move, observe, max_steps, actor, stride, copies, draws, records):
+def _collect(begin, move, observe, max_steps, actor, stride, copies, draws, records):
     _, envs, steps = draws.shape
     dtype = records.observation.dtype
     inputs, actions = records.observation.shape[3], actor[4].shape[2]
@@ -90,7 +90,7 @@ def _collect(first, last, begin, move, observe, max_steps, actor, stride, copies
     hidden_1, hidden_2 = np.empty((envs, stride), dtype), np.empty((envs, stride), dtype)
     seen, shares = np.empty(inputs, np.float32), np.empty(actions)
     w1, b1, w2, b2, weight, bias = actor
-    for s in range(first, last):
+    for s in range(len(draws)):
         network = prepared(w1[0, s], b1[0, s], w2[0, s], b2[0, s], weight[s], bias[s], stride)
         for e in range(envs):
             _observe(observe, copies.state[s * envs + e], seen, records, s, e, 0, x)
@@ -108,29 +108,29 @@ def _collect(first, last, begin, move, observe, max_steps, actor, stride, copies
 
 
 @njit(cache=True, **FLAGS)
-def cartpole(first, last, max_steps, actor, stride, copies, draws, records):
-    """Seeds `first` to `last` of CartPole-v1.
+def cartpole(max_steps, actor, stride, copies, draws, records):
+    """All seeds of CartPole-v1.
 
     Args:
       actor: the actor's six arrays, those of the layers with the critic's beside them; stride: width of padded rows.
       draws: [seeds, envs, steps], uniform in [0, 1).
     """
     begin, move, observe = steppers.cartpole_begin, steppers.cartpole_move, steppers.observe_state
-    _collect(first, last, begin, move, observe, max_steps, actor, stride, copies, draws, records)
+    _collect(begin, move, observe, max_steps, actor, stride, copies, draws, records)
 
 
 @njit(cache=True, **FLAGS)
-def acrobot(first, last, max_steps, actor, stride, copies, draws, records):
-    """Seeds `first` to `last` of Acrobot-v1, as `cartpole`."""
+def acrobot(max_steps, actor, stride, copies, draws, records):
+    """All seeds of Acrobot-v1, as `cartpole`."""
     begin, move, observe = steppers.acrobot_begin, steppers.acrobot_move, steppers.acrobot_observe
-    _collect(first, last, begin, move, observe, max_steps, actor, stride, copies, draws, records)
+    _collect(begin, move, observe, max_steps, actor, stride, copies, draws, records)
 
 
 @njit(cache=True, **FLAGS)
-def mountain_car(first, last, max_steps, actor, stride, copies, draws, records):
-    """Seeds `first` to `last` of MountainCar-v0, as `cartpole`."""
+def mountain_car(max_steps, actor, stride, copies, draws, records):
+    """All seeds of MountainCar-v0, as `cartpole`."""
     begin, move, observe = steppers.mountain_car_begin, steppers.mountain_car_move, steppers.observe_state
-    _collect(first, last, begin, move, observe, max_steps, actor, stride, copies, draws, records)
+    _collect(begin, move, observe, max_steps, actor, stride, copies, draws, records)
 
 
 COLLECT = {"CartPole-v1": cartpole, "Acrobot-v1": acrobot, "MountainCar-v0": mountain_car}

@@ -35,10 +35,10 @@ def _log_softmax(logits, i, scale, logp, share):
 
 
 @njit(cache=True, **FLAGS)
-def statistics(first, last, logits, action, logp, entropy):
-    """Seeds `first` to `last`: fills `softmax.token_statistics` of logits [seeds, rows, actions]."""
+def statistics(logits, action, logp, entropy):
+    """Every seed: fills `softmax.token_statistics` of logits [seeds, rows, actions]."""
     row, share = np.empty(logits.shape[2]), np.empty(logits.shape[2])
-    for s in range(first, last):
+    for s in range(len(logits)):
         z = logits[s]
         for i in range(len(z)):
             entropy[s, i] = _log_softmax(z, i, 1.0, row, share)
@@ -95,8 +95,8 @@ def _policy_gradient(logits, action, mask, tokens, penalties, slopes, count, d_l
 
 
 @njit(cache=True, **FLAGS)
-def policy_gradient(first, last, logits, action, mask, tokens, penalties, slopes, count, d_logits):
-    """Seeds `first` to `last`: fills d loss / d logits, 0 where masked; E = [seeds, rows].
+def policy_gradient(logits, action, mask, tokens, penalties, slopes, count, d_logits):
+    """Every seed: fills d loss / d logits, 0 where masked; E = [seeds, rows].
 
     Args:
       logits, d_logits: E + [actions]; action, mask: E; count: [seeds], valid tokens.
@@ -104,18 +104,18 @@ def policy_gradient(first, last, logits, action, mask, tokens, penalties, slopes
       penalties: [penalties, 2] + E, coefficient and target; slopes: [penalties, 4], see `SLOPES`.
     """
     old_logp, weight, advantage, low, high, entropy_coef, scale = tokens
-    for s in range(first, last):
+    for s in range(len(logits)):
         fields = old_logp[s], weight[s], advantage[s], low[s], high[s], entropy_coef[s], scale[s]
         _policy_gradient(logits[s], action[s], mask[s], fields, penalties[:, :, s], slopes, count[s], d_logits[s])
 
 
 @njit(cache=True, **FLAGS)
-def value_gradient(first, last, value, target, old_value, mask, count, coefficient, clip, d_value):
-    """Seeds `first` to `last`: fills coefficient * (V - target) / valid states; 0 where masked or held by the clip.
+def value_gradient(value, target, old_value, mask, count, coefficient, clip, d_value):
+    """Every seed: fills coefficient * (V - target) / valid states; 0 where masked or held by the clip.
 
     All [seeds, rows]; see `ppo.value_loss`.
     """
-    for s in range(first, last):
+    for s in range(len(value)):
         for i in range(value.shape[1]):
             error = value[s, i] - target[s, i] if mask[s, i] else value.dtype.type(0)
             change = value[s, i] - old_value[s, i]

@@ -84,8 +84,8 @@ def run_network(observation, network, hidden_1, hidden_2, out):
 
 
 @njit(cache=True, **FLAGS)
-def forward(first, last, networks, observation, hidden_1, hidden_2, logits, value):
-    """Seeds `first` to `last`.
+def forward(networks, observation, hidden_1, hidden_2, logits, value):
+    """All seeds.
 
     Args:
       networks: `Networks` of arrays; observation: [seeds, rows, inputs].
@@ -93,19 +93,19 @@ def forward(first, last, networks, observation, hidden_1, hidden_2, logits, valu
     """
     w1, b1, w2, b2, actor, actor_bias, critic, critic_bias = networks
     stride = hidden_1.shape[3]
-    for s in range(first, last):
+    for s in range(len(observation)):
         for net, weight, bias, out in ((0, actor, actor_bias, logits), (1, critic, critic_bias, value)):
             network = prepared(w1[net, s], b1[net, s], w2[net, s], b2[net, s], weight[s], bias[s], stride)
             run_network(observation[s], network, hidden_1[net, s], hidden_2[net, s], out[s])
 
 
 @njit(cache=True, **FLAGS)
-def evaluate(first, last, networks, stride, observation, logits, value):
+def evaluate(networks, stride, observation, logits, value):
     """As `forward` for many rows, in blocks whose hidden layers, padded to `stride`, are not kept."""
     w1, b1, w2, b2, actor, actor_bias, critic, critic_bias = networks
     rows = observation.shape[1]
     hidden_1, hidden_2 = np.empty((BLOCK, stride), w2.dtype), np.empty((BLOCK, stride), w2.dtype)
-    for s in range(first, last):
+    for s in range(len(observation)):
         for net, weight, bias, out in ((0, actor, actor_bias, logits), (1, critic, critic_bias, value)):
             network = prepared(w1[net, s], b1[net, s], w2[net, s], b2[net, s], weight[s], bias[s], stride)
             for row in range(0, rows, BLOCK):
@@ -168,15 +168,15 @@ def _differentiate(observation, weight_2, weight, hidden_1, hidden_2, d_out, d_1
 
 
 @njit(cache=True, **FLAGS)
-def backward(first, last, networks, observation, hidden_1, hidden_2, d_logits, d_value, gradients):
-    """Seeds `first` to `last`: fills `gradients` (`Networks` of arrays); d_logits, d_value as `forward`'s outputs."""
+def backward(networks, observation, hidden_1, hidden_2, d_logits, d_value, gradients):
+    """Every seed: fills `gradients` (`Networks` of arrays); d_logits, d_value as `forward`'s outputs."""
     w1, _, w2, _, actor, _, critic, _ = networks
     g1, gb1, g2, gb2, g_actor, g_actor_bias, g_critic, g_critic_bias = gradients
     stride, rows, inputs = hidden_1.shape[3], hidden_1.shape[2], w1.shape[2]
     d_1, d_2 = np.empty((rows, stride), w1.dtype), np.empty((rows, stride), w1.dtype)
     d_w1, d_w2 = np.empty((inputs, stride), w1.dtype), np.empty((w2.shape[2], stride), w1.dtype)
     bias = np.empty((1, stride), w1.dtype)
-    for s in range(first, last):
+    for s in range(len(observation)):
         for net, weight, d_out, g, g_bias in (
             (0, actor, d_logits, g_actor, g_actor_bias),
             (1, critic, d_value, g_critic, g_critic_bias),
