@@ -21,7 +21,7 @@ class Algorithm(NamedTuple):
 
     play:        (learner, environments, head, number) -> Rollout
     transitions: (learner, rollout, head) -> (transitions, the sampling policy's entropy, E)
-    minibatches: (config, number) -> rows of each minibatch, [seeds, rows]
+    epochs:      (config, number) -> rows of the minibatches of each epoch, [minibatches, seeds, rows]
     update:      (learner, head, outputs, minibatch, gradients, update): one step, in place
     value_share: factor on the config's `value_coef`, 0 without critic
     provides:    what a control may ask
@@ -29,7 +29,7 @@ class Algorithm(NamedTuple):
 
     play: Callable[[Learner, Environments, Head, int], Rollout]
     transitions: Callable[[Learner, Rollout, Head], tuple[Transitions, Tensor]]
-    minibatches: Callable[[CartPoleConfig, int], Iterator[Tensor]]
+    epochs: Callable[[CartPoleConfig, int], Iterator[Tensor]]
     update: Callable
     value_share: float
     provides: frozenset[Need]

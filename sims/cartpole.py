@@ -36,7 +36,7 @@ from sims.engine import ENGINES, Head, Outputs, make_head, resolve_engine
 from sims.learner import PROBE, Learner, fresh_learner, policy_at, stream_keys
 from sims.networks import keep_freed_memory
 from sims.ppo import Transitions, ValueTerm
-from sims.rollouts import Played, new_envs, take
+from sims.rollouts import Played, minibatches, new_envs
 
 WINDOW = 100
 """Finished episodes in the reported mean return."""
@@ -71,16 +71,8 @@ def make_batch(minibatch: Transitions, logp: Tensor, entropies: Tensor) -> Batch
         mask=minibatch.mask,
         entropy=entropies,
         outcome=minibatch.outcome,
-        group=positions_of_groups(minibatch.group),
+        group=minibatch.group,
     )
-
-
-def positions_of_groups(group: Tensor) -> Tensor:
-    """The same groups, each named by the position of its first row, which lies in [0, rows); [seeds, rows] int64."""
-    seeds, rows = group.shape
-    first = torch.full((seeds, int(group.max()) + 1), rows)
-    first.scatter_reduce_(1, group, torch.arange(rows).expand_as(group), "amin")
-    return first.gather(1, group)
 
 
 def apply_update(
@@ -124,17 +116,16 @@ def train_rollout(block: Block, number: int, save: bool) -> tuple[Metrics, State
     metrics = measure_rollout(transitions, entropies, block.returns)
     if block.probe is None:
         block.probe = choose_probe(config, transitions)
-    for update, index in enumerate(ALGORITHMS[config.algorithm].minibatches(config, number)):
+    epochs = ALGORITHMS[config.algorithm].epochs(config, number)
+    for update, (minibatch, index) in enumerate(minibatches(config, transitions, epochs)):
         # edit
-        minibatch = take(config, transitions, index)
         outputs = engine.forward(networks, minibatch.states)
         policy = head.policy(outputs.logits)
         logp, now = (x.view(minibatch.mask.shape) for x in engine.statistics(policy, minibatch.action.flatten(1)))
         if update == 0:
             # Still the policy that sampled; another matrix shape may round it differently in the last bit, and
             # a penalty on |log ratio| has a gradient of full size at 1e-8 and none at 0.
-            where = index.unsqueeze(-1).expand_as(logp)
-            transitions = transitions._replace(old_logp=transitions.old_logp.scatter(1, where, logp))
+            transitions.old_logp.scatter_(1, index.unsqueeze(-1).expand_as(logp), logp)  # for later epochs
             minibatch = minibatch._replace(old_logp=logp)
         batch = make_batch(minibatch, logp, now)
         plain = Objective.from_batch(batch, config.clip_low, config.clip_high)
@@ -234,12 +225,12 @@ def probe_states(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     config = CartPoleConfig(seeds=2, total_timesteps=20 * 512, epochs=4, lr=2e-3, seed=seed)
     learner, envs = make_learner(config), new_envs(config)
     head = make_head(learner.control, torch.ones(config.seeds))
-    minibatches = ALGORITHMS[config.algorithm].minibatches
+    epochs = ALGORITHMS[config.algorithm].epochs
     found = []
     for number in range(config.rollouts):
         transitions = play(learner, envs, head, number).transitions
-        for update, index in enumerate(minibatches(config, number), number * config.updates_per_rollout):
-            minibatch = take(config, transitions, index)
+        taken = minibatches(config, transitions, epochs(config, number))
+        for update, (minibatch, _) in enumerate(taken, number * config.updates_per_rollout):
             outputs = learner.engine.forward(learner.networks, minibatch.states)
             before, action = outputs.logits.double(), minibatch.action.flatten(1)
             logp, entropies = (x.unsqueeze(-1) for x in learner.engine.statistics(outputs.logits, action))

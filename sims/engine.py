@@ -73,9 +73,10 @@ class Engine(NamedTuple):
 
 
 def _forward(networks: Networks, observation: Tensor) -> Outputs:
+    leaves = Networks(*(weight.detach().requires_grad_() for weight in networks))
     with torch.enable_grad():
-        graph = actor_critic(networks, observation)
-    return Outputs(*(output.detach() for output in graph), graph)
+        graph = actor_critic(leaves, observation)
+    return Outputs(*(output.detach() for output in graph), (leaves, graph))
 
 
 @torch.no_grad()
@@ -94,7 +95,8 @@ def head_gradient(
 
 
 def _backward(networks: Networks, outputs: Outputs, d_logits: Tensor, d_value: Tensor) -> Networks:
-    return Networks(*torch.autograd.grad(outputs.kept, networks, (d_logits, d_value)))
+    leaves, graph = outputs.kept
+    return Networks(*torch.autograd.grad(graph, leaves, (d_logits, d_value)))
 
 
 def _adam(networks, gradients, first, second, max_norm: float, step: int, lr: float) -> None:

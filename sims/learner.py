@@ -41,7 +41,6 @@ def fresh_learner(config: CartPoleConfig, control: Control) -> Learner:
     kind = ENVIRONMENTS[config.env]
     networks = INITIALISATIONS[config.init](key, kind.inputs, config.hidden, kind.actions, getattr(torch, config.dtype))
     first, second = (Networks(*map(torch.zeros_like, networks)) for _ in range(2))
-    networks = Networks(*(w.requires_grad_() for w in networks))
     return Learner(config, control, load_engine(config.engine), networks, first, second)
 
 

@@ -146,7 +146,7 @@ class Transitions(NamedTuple):
         return self.observation.flatten(1, 2)
 
     def take(self, index: Tensor) -> "Transitions":
-        """The rows at `index` [seeds, n], each seed its own."""
+        """The rows at `index` [..., seeds, n], each seed its own; the fields get the index's leading axes."""
         seeds, count = self.outcome.shape
         flat = (index + count * torch.arange(seeds).unsqueeze(-1)).flatten()
         return Transitions(*(field.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape) for field in self))
@@ -170,12 +170,12 @@ def ppo_loss(
 
 
 def minibatch_indices(key: Tensor, step: int, count: int, epochs: int, minibatches: int) -> Iterator[Tensor]:
-    """Index of each minibatch, [seeds, count / minibatches], shuffled anew in every epoch.
+    """Index of the minibatches of each epoch, [minibatches, seeds, count / minibatches], shuffled anew in each.
 
     Args:
       key: [seeds] draw keys; step: number of the rollout.
     """
-    for epoch in range(epochs):
-        draws = uniform(key, torch.full_like(key, step * epochs + epoch), count)
-        order = torch.from_numpy(draws.numpy().argsort(-1))  # NumPy sorts with vector instructions
-        yield from order.chunk(minibatches, dim=-1)
+    numbers = torch.arange(step * epochs, (step + 1) * epochs)
+    draws = uniform(key, numbers.unsqueeze(-1).expand(-1, len(key)), count)
+    order = torch.from_numpy(draws.numpy().argsort(-1))  # NumPy sorts with vector instructions
+    yield from order.unflatten(-1, (minibatches, -1)).movedim(2, 1)

@@ -5,7 +5,7 @@ Episodes: `groups` first states, `group_size` episodes from each, played to thei
 the longest that the environment allows, so that no seed's numbers depend on another's lengths.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -84,16 +84,8 @@ def transitions_of_segments(learner: Learner, rollout: Rollout, head: Head) -> t
     return Transitions(*(field.unsqueeze(2) for field in tokens), outcome, group), entropies.unsqueeze(-1)
 
 
-def take(config: CartPoleConfig, transitions: Transitions, index: Tensor) -> Transitions:
-    """The minibatch of these rows [seeds, n], its advantages normalised with `normalise = "minibatch"`."""
-    minibatch = transitions.take(index)
-    if config.normalise == "minibatch":
-        return minibatch._replace(advantage=normalise(minibatch.advantage, minibatch.mask))
-    return minibatch
-
-
 def shuffled_rows(config: CartPoleConfig, number: int) -> Iterator[Tensor]:
-    """Rows of each minibatch of rollout `number`, [seeds, rows]."""
+    """Rows of the minibatches of each epoch of rollout `number`, [minibatches, seeds, rows]."""
     return minibatch_indices(
         stream_keys(config, SHUFFLE), number, config.rollout_size, config.epochs, config.minibatches
     )
@@ -169,7 +161,33 @@ def reinforce_transitions(learner: Learner, rollout: Rollout, head: Head) -> tup
 
 
 def shuffled_groups(config: CartPoleConfig, number: int) -> Iterator[Tensor]:
-    """Episodes of each minibatch of rollout `number`, whole groups, [seeds, episodes]."""
+    """Episodes of the minibatches of each epoch of rollout `number`, whole groups, [minibatches, seeds, episodes]."""
     keys, within = stream_keys(config, SHUFFLE), torch.arange(config.group_size)
     for groups in minibatch_indices(keys, number, config.groups, config.epochs, config.minibatches):
-        yield (groups.unsqueeze(-1) * config.group_size + within).flatten(1)
+        yield (groups.unsqueeze(-1) * config.group_size + within).flatten(2)
+
+
+# --- minibatches ----------------------------------------------------------------------------------------------------
+
+
+def minibatches(
+    config: CartPoleConfig, transitions: Transitions, epochs: Iterable[Tensor]
+) -> Iterator[tuple[Transitions, Tensor]]:
+    """Each minibatch and its rows [seeds, n]; those of one epoch are taken together, when the first is asked for.
+
+    Advantages are normalised with `normalise = "minibatch"`, and groups are named as `Batch` has them.
+    """
+    for index in epochs:
+        taken = transitions.take(index)
+        taken = taken._replace(group=positions_of_groups(taken.group))
+        if config.normalise == "minibatch":
+            taken = taken._replace(advantage=normalise(taken.advantage, taken.mask))
+        yield from zip(map(Transitions._make, zip(*taken, strict=True)), index, strict=True)
+
+
+def positions_of_groups(group: Tensor) -> Tensor:
+    """The same groups, each named by the position of its first row, which lies in [0, rows); [..., rows] int64."""
+    rows = group.shape[-1]
+    first = torch.full((*group.shape[:-1], int(group.max()) + 1), rows)
+    first.scatter_reduce_(-1, group, torch.arange(rows).expand_as(group), "amin")
+    return first.gather(-1, group)

@@ -17,6 +17,7 @@ from sims.bandit_problem import make_problem
 from sims.bandit_rollout import make_batch, pull, tables_of
 from sims.cartpole_config import CartPoleConfig
 from sims.networks import actor
+from sims.rollouts import minibatches
 from sims.trained import cartpole_rollout, states_after
 
 BANDIT_ROLLOUTS, CARTPOLE_ROLLOUTS = 20, 20
@@ -52,7 +53,7 @@ def cartpole_minibatch(seed: int = 0, rollouts: int = CARTPOLE_ROLLOUTS, seeds: 
     """
     config = CartPoleConfig(seeds=seeds, seed=seed)
     learner, transitions = cartpole_rollout(config, rollouts)
-    minibatch = transitions.take(next(ALGORITHMS[config.algorithm].minibatches(config, rollouts)))
+    minibatch, _ = next(minibatches(config, transitions, ALGORITHMS[config.algorithm].epochs(config, rollouts)))
     with torch.no_grad():
         policy = actor(learner.networks, minibatch.states)
         logp, entropies = (x.unsqueeze(-1) for x in token_statistics(policy, minibatch.action.squeeze(-1)))

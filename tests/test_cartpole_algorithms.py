@@ -88,15 +88,15 @@ def test_reinforce_compares_rewards_to_go_with_the_other_episodes(played):
 
 def test_minibatches_hold_whole_groups():
     config = dataclasses.replace(EPISODIC, groups=4, minibatches=2)
-    batches = list(rollouts.shuffled_groups(config, 5))
-    assert len(batches) == config.updates_per_rollout == 4
-    for epoch in (batches[:2], batches[2:]):
-        rows = torch.cat(epoch, -1)
+    epochs = list(rollouts.shuffled_groups(config, 5))
+    assert sum(map(len, epochs)) == config.updates_per_rollout == 4
+    for batches in epochs:
+        rows = torch.cat(tuple(batches), -1)
         assert torch.equal(rows.sort(-1).values, torch.arange(12).expand(3, 12))
-    for rows in batches:
-        assert all(len(set((row // 3).tolist())) == 2 for row in rows)
-    assert not torch.equal(torch.cat(batches[:2], -1), torch.cat(batches[2:], -1))
-    named = cartpole.positions_of_groups(rows // 3)
+        for rows in batches:
+            assert all(len(set((row // 3).tolist())) == 2 for row in rows)
+    assert not torch.equal(*epochs)
+    named = rollouts.positions_of_groups(rows // 3)
     assert ((named >= 0) & (named < 6)).all()
     for before, after in zip(rows // 3, named, strict=True):
         assert torch.equal(before[:, None] == before, after[:, None] == after)

@@ -272,13 +272,16 @@ def test_normalised_advantage_has_mean_0_and_deviation_1_over_valid_tokens():
 
 def test_minibatches_cover_every_transition_once_per_epoch_and_keep_seeds_apart():
     key = torch.tensor([5, 6])
-    indices = list(ppo.minibatch_indices(key, 3, 12, epochs=2, minibatches=3))
-    assert len(indices) == 6 and not torch.equal(indices[0], indices[3])
-    for epoch in (indices[:3], indices[3:]):
-        assert torch.equal(torch.cat(epoch, -1).sort(-1).values, torch.arange(12).expand(2, 12))
+    epochs = list(ppo.minibatch_indices(key, 3, 12, epochs=2, minibatches=3))
+    assert len(epochs) == 2 and not torch.equal(*epochs)
+    for indices in epochs:
+        assert indices.shape == (3, 2, 4)
+        assert torch.equal(torch.cat(tuple(indices), -1).sort(-1).values, torch.arange(12).expand(2, 12))
     field = torch.arange(24).view(2, 12)
     transitions = ppo.Transitions(*(x.unsqueeze(-1) for x in [field] * 7), field, field)
-    taken = transitions.take(indices[0])
-    for seed in range(2):
-        expected = [12 * seed + i for i in indices[0][seed].tolist()]
-        assert taken.outcome[seed].tolist() == taken.observation[seed, :, 0].tolist() == expected
+    taken = transitions.take(indices)
+    for minibatch in range(3):
+        for seed in range(2):
+            expected = [12 * seed + i for i in indices[minibatch, seed].tolist()]
+            assert taken.outcome[minibatch, seed].tolist() == expected
+            assert taken.observation[minibatch, seed, :, 0].tolist() == expected

@@ -216,7 +216,7 @@ def test_passes_are_autograds(dtype, seeds, rows, hidden, name, rng):
     """Outputs and gradients within the bounds of both computations, ours and torch's in float64 of the same weights."""
     kind = ENVIRONMENTS[name]
     networks = networks_of(kind, seeds, hidden, dtype, 300.0)
-    exact = Networks(*(w.double().requires_grad_() for w in networks))
+    exact = Networks(*(w.double() for w in networks))
     x, d_logits, d_value = (
         torch.from_numpy(rng.normal(size=shape)).to(dtype)
         for shape in ((seeds, rows, kind.inputs), (seeds, rows, kind.actions), (seeds, rows))

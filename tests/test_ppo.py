@@ -82,8 +82,19 @@ def test_advantages_are_scaled_within_the_rollout_or_the_minibatch(played):
     config, raw = played(normalise="minibatch")
     scaled = ppo.normalise(raw.transitions.advantage, raw.transitions.mask)
     assert torch.equal(scaled, over_all.transitions.advantage)
-    index = next(rollouts.shuffled_rows(config, 0))
-    minibatch = rollouts.take(config, raw.transitions, index)
-    expected = ppo.normalise(raw.transitions.take(index).advantage, minibatch.mask)
-    assert torch.equal(minibatch.advantage, expected)
-    assert not torch.equal(minibatch.advantage, over_all.transitions.take(index).advantage)
+    for minibatch, index in rollouts.minibatches(config, raw.transitions, rollouts.shuffled_rows(config, 0)):
+        expected = ppo.normalise(raw.transitions.take(index).advantage, minibatch.mask)
+        assert torch.equal(minibatch.advantage, expected)
+        assert not torch.equal(minibatch.advantage, over_all.transitions.take(index).advantage)
+
+
+def test_what_is_written_into_a_rollout_reaches_its_later_epochs_only(played):
+    config, raw = played()
+    found = rollouts.minibatches(config, raw.transitions, rollouts.shuffled_rows(config, 0))
+    first, index = next(found)
+    mark = torch.full_like(first.old_logp, -123.0)
+    raw.transitions.old_logp.scatter_(1, index.unsqueeze(-1), mark)
+    later = [minibatch.old_logp == -123 for minibatch, _ in found]
+    marked = torch.stack([x.sum() for x in later]).view(-1)
+    assert not marked[: config.minibatches - 1].any()  # taken already
+    assert marked.sum() == (config.epochs - 1) * mark.numel()

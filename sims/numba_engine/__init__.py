@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from entropy_theory.records import Batch, Objective
-from entropy_theory.reduce import token_count
 from sims import engine as generic
 from sims.cartpole_env import Environments, Rollout
 from sims.engine import Engine, Head, Outputs
@@ -48,16 +47,14 @@ def _forget_outdated() -> None:
 _forget_outdated()
 
 
-def _array(tensor: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
+def _array(tensor: Tensor, dtype: np.dtype | None = None) -> np.ndarray:
     """The tensor's memory, or a copy in C order (and of this dtype) where it is laid out otherwise."""
-    if dtype is not None and tensor.dtype != dtype:
-        tensor = tensor.to(dtype)
-    return tensor.detach().contiguous().numpy()
+    return np.ascontiguousarray(tensor.numpy(), dtype)
 
 
 def _arrays(tensors: Iterable[Tensor]) -> Networks:
     """The memory of weights, or of what has their shapes."""
-    return Networks(*[tensor.detach().numpy() for tensor in tensors])
+    return Networks(*[tensor.numpy() for tensor in tensors])
 
 
 def collect(envs: Environments, networks: Networks, policy: Head, draws: Tensor, dtype: torch.dtype) -> Rollout:
@@ -115,9 +112,9 @@ def statistics(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     return logp, entropy
 
 
-def _rows(field: Tensor, dtype: torch.dtype | None = None) -> np.ndarray:
+def _rows(field: Tensor, dtype: np.dtype | None = None) -> np.ndarray:
     """A record's field E as [seeds, states]."""
-    return _array(field.flatten(1), dtype)
+    return _array(field, dtype).reshape(len(field), -1)
 
 
 _TOKENS = ("weight", "advantage", "clip_low", "clip_high", "entropy_coef", "logit_scale")
@@ -135,19 +132,17 @@ def head_gradient(
     if not policy.plain:
         return generic.head_gradient(policy, outputs, minibatch, batch, objective, critic)
     logits, value = (_array(output) for output in outputs[:2])
-    dtype = outputs.value.dtype
+    dtype = value.dtype
     d_logits, d_value = np.empty_like(logits), np.empty_like(value)
     penalties = np.empty((len(objective.penalties), 2, *value.shape), value.dtype)
     for penalty, field in zip(objective.penalties, penalties, strict=True):
         field[0], field[1] = _rows(penalty.coef), _rows(penalty.target)
     slopes = np.array([head.SLOPES[penalty.divergence] for penalty in objective.penalties]).reshape(-1, 4)
     tokens = (_rows(batch.old_logp, dtype), *(_rows(getattr(objective, name), dtype) for name in _TOKENS))
-    action, mask, count = _rows(minibatch.action), _rows(objective.mask), _array(token_count(objective.mask))
-    args = (logits, action, mask, tokens, penalties, slopes.astype(np.int64), count, d_logits)
-    head.policy_gradient(*args)
-    target, mask, count = _rows(minibatch.value_target, dtype), _rows(batch.mask), _array(token_count(batch.mask))
-    old_value, clip = _rows(minibatch.old_value, dtype), value.dtype.type(critic.clip)
-    head.value_gradient(value, target, old_value, mask, count, critic.coef, clip, d_value)
+    action, mask = _rows(minibatch.action), _rows(objective.mask)
+    head.policy_gradient(logits, action, mask, tokens, penalties, slopes.astype(np.int64), d_logits)
+    target, old_value = _rows(minibatch.value_target, dtype), _rows(minibatch.old_value, dtype)
+    head.value_gradient(value, target, old_value, _rows(batch.mask), critic.coef, dtype.type(critic.clip), d_value)
     return torch.from_numpy(d_logits), torch.from_numpy(d_value)
 
 

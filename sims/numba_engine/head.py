@@ -74,8 +74,15 @@ def _penalty_slope(penalties, slopes, i, logp):
 
 
 @njit(**FLAGS)
-def _policy_gradient(logits, action, mask, tokens, penalties, slopes, count, d_logits):
+def _count(mask):
+    """Valid tokens of a seed, at least 1, as `reduce.token_count`."""
+    return max(mask.sum(), 1)
+
+
+@njit(**FLAGS)
+def _policy_gradient(logits, action, mask, tokens, penalties, slopes, d_logits):
     """One seed; tokens: [7, rows], see `policy_gradient`."""
+    count = _count(mask)
     row, share = np.empty(logits.shape[1]), np.empty(logits.shape[1])
     old_logp, weight, advantage, low, high, entropy_coef, scale = tokens
     for i in range(len(logits)):
@@ -95,27 +102,28 @@ def _policy_gradient(logits, action, mask, tokens, penalties, slopes, count, d_l
 
 
 @njit(cache=True, **FLAGS)
-def policy_gradient(logits, action, mask, tokens, penalties, slopes, count, d_logits):
+def policy_gradient(logits, action, mask, tokens, penalties, slopes, d_logits):
     """Every seed: fills d loss / d logits, 0 where masked; E = [seeds, rows].
 
     Args:
-      logits, d_logits: E + [actions]; action, mask: E; count: [seeds], valid tokens.
+      logits, d_logits: E + [actions]; action, mask: E.
       tokens: old_logp, weight, advantage, clip_low, clip_high, entropy_coef and logit_scale, each E.
       penalties: [penalties, 2] + E, coefficient and target; slopes: [penalties, 4], see `SLOPES`.
     """
     old_logp, weight, advantage, low, high, entropy_coef, scale = tokens
     for s in range(len(logits)):
         fields = old_logp[s], weight[s], advantage[s], low[s], high[s], entropy_coef[s], scale[s]
-        _policy_gradient(logits[s], action[s], mask[s], fields, penalties[:, :, s], slopes, count[s], d_logits[s])
+        _policy_gradient(logits[s], action[s], mask[s], fields, penalties[:, :, s], slopes, d_logits[s])
 
 
 @njit(cache=True, **FLAGS)
-def value_gradient(value, target, old_value, mask, count, coefficient, clip, d_value):
+def value_gradient(value, target, old_value, mask, coefficient, clip, d_value):
     """Every seed: fills coefficient * (V - target) / valid states; 0 where masked or held by the clip.
 
     All [seeds, rows]; see `ppo.value_loss`.
     """
     for s in range(len(value)):
+        count = _count(mask[s])
         for i in range(value.shape[1]):
             error = value[s, i] - target[s, i] if mask[s, i] else value.dtype.type(0)
             change = value[s, i] - old_value[s, i]
@@ -123,4 +131,4 @@ def value_gradient(value, target, old_value, mask, count, coefficient, clip, d_v
                 held = old_value[s, i] + math.copysign(clip, change) - target[s, i]
                 if held * held > error * error:
                     error = value.dtype.type(0)
-            d_value[s, i] = coefficient * error / count[s]
+            d_value[s, i] = coefficient * error / count

@@ -115,33 +115,6 @@ def evaluate(networks, stride, observation, logits, value):
 
 
 @njit(**FLAGS)
-def _head_backward(hidden, weight, d_out, d_weight, d_bias, d_layer):
-    """From the outputs' derivatives to the head's and, through tanh, to the layer's pre-activations, in rows."""
-    one, zero = weight.dtype.type(1), weight.dtype.type(0)
-    for row in range(d_out.shape[0]):
-        h, d = hidden[row], d_layer[row]
-        for k in range(h.size):
-            d[k] = zero
-        for o in range(d_out.shape[1]):
-            g, w, dw = d_out[row, o], weight[o], d_weight[o]
-            d_bias[0, o] += g
-            for k in range(h.size):
-                dw[k] += g * h[k]
-                d[k] += g * w[k]
-        for k in range(h.size):
-            d[k] *= one - h[k] * h[k]
-
-
-@njit(**FLAGS)
-def _column_sums(matrix, out):
-    out[:] = 0
-    for row in range(matrix.shape[0]):
-        line = matrix[row]
-        for k in range(out.size):
-            out[k] += line[k]
-
-
-@njit(**FLAGS)
 def _through_tanh(hidden, gradient):
     one = hidden.dtype.type(1)
     h, g = hidden.ravel(), gradient.ravel()
@@ -159,12 +132,25 @@ def _narrow(source, out):
 @njit(**FLAGS)
 def _differentiate(observation, weight_2, weight, hidden_1, hidden_2, d_out, d_1, d_2, d_w1, d_w2, d_w, d_bias):
     """Gradients of one network, into the widened arrays d_w1, d_w2 and d_w (transposed); d_1, d_2 [rows, stride]."""
-    d_w1[:], d_w2[:], d_w[:], d_bias[:], d_1[:] = 0, 0, 0, 0, 0
-    _head_backward(hidden_2, weight, d_out, d_w, d_bias, d_2)
+    d_w1[:], d_w2[:], d_w[:], d_bias[:], d_1[:], d_2[:] = 0, 0, 0, 0, 0, 0
+    for row in range(d_out.shape[0]):
+        for o in range(d_out.shape[1]):
+            d_bias[0, o] += d_out[row, o]
+    add_transposed_product(d_out, hidden_2, d_w)
+    add_product(d_out, weight, d_2)
+    _through_tanh(hidden_2, d_2)
     add_transposed_product(hidden_1, d_2, d_w2)
     add_product(d_2, weight_2, d_1)
     _through_tanh(hidden_1, d_1)
     add_transposed_product(observation, d_1, d_w1)
+
+
+@njit(**FLAGS)
+def _bias_gradient(ones, d_layer, wide, out):
+    """Sums of the columns of d_layer [rows, stride], through `wide` [1, stride] into out [1, width]."""
+    wide[:] = 0
+    add_transposed_product(ones, d_layer, wide)
+    _narrow(wide, out)
 
 
 @njit(cache=True, **FLAGS)
@@ -175,7 +161,7 @@ def backward(networks, observation, hidden_1, hidden_2, d_logits, d_value, gradi
     stride, rows, inputs = hidden_1.shape[3], hidden_1.shape[2], w1.shape[2]
     d_1, d_2 = np.empty((rows, stride), w1.dtype), np.empty((rows, stride), w1.dtype)
     d_w1, d_w2 = np.empty((inputs, stride), w1.dtype), np.empty((w2.shape[2], stride), w1.dtype)
-    bias = np.empty((1, stride), w1.dtype)
+    ones, wide = np.ones((rows, 1), w1.dtype), np.empty((1, stride), w1.dtype)
     for s in range(len(observation)):
         for net, weight, d_out, g, g_bias in (
             (0, actor, d_logits, g_actor, g_actor_bias),
@@ -200,7 +186,5 @@ def backward(networks, observation, hidden_1, hidden_2, d_logits, d_value, gradi
             _narrow(d_w1, g1[net, s])
             _narrow(d_w2, g2[net, s])
             _narrow(d_w.T, g[s])
-            _column_sums(d_1, bias[0])
-            _narrow(bias, gb1[net, s])
-            _column_sums(d_2, bias[0])
-            _narrow(bias, gb2[net, s])
+            _bias_gradient(ones, d_1, wide, gb1[net, s])
+            _bias_gradient(ones, d_2, wide, gb2[net, s])
