@@ -1,8 +1,11 @@
-"""Advantages from the rewards of a group of responses to one prompt (pulls of one bandit)."""
+"""Advantages from the rewards of the responses to a prompt (pulls of one bandit), one per row or per token."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from entropy_theory.reduce import group_deviation, group_mean, group_size
+from entropy_theory.reduce import group_deviation, group_mean, group_size, token_mean
 
 
 def grpo(reward: Tensor, group: Tensor, eps: float = 1e-6) -> Tensor:
@@ -33,7 +36,70 @@ def rloo(reward: Tensor, group: Tensor) -> Tensor:
     return group_deviation(reward, group) * size / (size - 1).clamp(min=1)
 
 
-ADVANTAGES = {"grpo": grpo, "rloo": rloo}
+def dr_grpo(reward: Tensor, group: Tensor) -> Tensor:
+    r"""Group-relative advantage r - mean, not divided by the group's deviation.
+
+    Liu et al. 2025 (Dr.GRPO, arXiv 2503.20783). (K - 1)/K of the leave-one-out advantage.
+
+    Args and return: as `grpo`, in reward units.
+    """
+    return group_deviation(reward, group)
+
+
+def reinforce(reward: Tensor, group: Tensor) -> Tensor:
+    """The reward itself. Williams 1992. Args and return: as `grpo`, in reward units."""
+    return reward
+
+
+def reinforce_baseline(reward: Tensor, group: Tensor) -> Tensor:
+    """Reward minus the mean reward of all rows. Williams 1992. Args and return: as `grpo`, in reward units."""
+    return group_deviation(reward, torch.zeros_like(group))
+
+
+def whitened(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    r"""(A - mean) / sqrt(var + eps) over the valid tokens of each replica; var with n - 1, 0 where masked.
+
+    Args:
+      advantage, mask: E; eps: reward units squared, bounds the quotient where all advantages are equal.
+    """
+    deviation = torch.where(mask, advantage - token_mean(advantage, mask)[..., None, None], 0.0)
+    count = mask.sum((-2, -1)).clamp(min=1)
+    variance = token_mean(deviation.square(), mask) * count / (count - 1).clamp(min=1)
+    return deviation / (variance + eps).sqrt()[..., None, None]
+
+
+def _by_row(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda reward, group, mask: function(reward, group).unsqueeze(-1).expand(mask.shape)
+
+
+def reinforce_plus_plus(reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
+    r"""The outcome at every token of its response, whitened over all valid tokens of the minibatch.
+
+    Hu 2025 (REINFORCE++, arXiv 2501.03262), without discount and KL term: with discount 1 every token's return is the
+    outcome. Long responses weigh more in mean and variance.
+
+    Args:
+      reward, group: [..., rows]; mask: E.
+    Returns: E, dimensionless.
+    """
+    return whitened(reward.unsqueeze(-1).expand(mask.shape), mask)
+
+
+def reinforce_plus_plus_baseline(reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
+    """The outcome less its group's mean, whitened over all valid tokens; see `reinforce_plus_plus`."""
+    return whitened(group_deviation(reward, group).unsqueeze(-1).expand(mask.shape), mask)
+
+
+ADVANTAGES = {
+    "grpo": _by_row(grpo),
+    "rloo": _by_row(rloo),
+    "dr_grpo": _by_row(dr_grpo),
+    "reinforce": _by_row(reinforce),
+    "reinforce_baseline": _by_row(reinforce_baseline),
+    "reinforce++": reinforce_plus_plus,
+    "reinforce++_baseline": reinforce_plus_plus_baseline,
+}
+"""By name: (reward [..., rows], group [..., rows], mask E) -> advantage of each token, E."""
 
 
 def centred(reward: Tensor, probability: Tensor) -> Tensor:

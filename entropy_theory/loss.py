@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.records import Batch, Objective, Penalty
+from entropy_theory.surrogate import in_range, ppo_clip
 
 DIVERGENCES = {
     "abs": lambda x: x.abs(),
@@ -15,26 +16,26 @@ DIVERGENCES = {
 k1 is 0, of k2 that of KL(pi || target), of k3 that of KL(target || pi) (docs/theory.md)."""
 
 
-def token_loss(logp: Tensor, entropy: Tensor, batch: Batch, objective: Objective) -> Tensor:
+def token_loss(logp: Tensor, entropy: Tensor, batch: Batch, objective: Objective, surrogate=ppo_clip) -> Tensor:
     r"""Loss of every token, 0 where masked.
 
-        -weight min(r A, clip(r, 1 - low, 1 + high) A) - entropy_coef H + sum_penalties coef D(logp, target)
-        r = exp(logp - old_logp)
+        -weight surrogate - entropy_coef H + sum_penalties coef D(logp, target)
 
-    Schulman et al. 2017 (arXiv 1707.06347), eq. 7, per token, with the fields a control may edit.
+    The surrogate is min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp) (Schulman et al. 2017, arXiv
+    1707.06347, eq. 7) or another of `surrogate.SURROGATES`; the rest is what a control may edit.
     The log-ratio is not clamped: a clamp would change gradients silently.
 
     Args:
       logp, entropy: E, nats, of the policy being optimised, with grad.
       batch, objective: records without grad.
-    Returns: E. Divide its sum by the number of valid tokens of the *whole* minibatch (`minibatch_loss`).
+    Returns: E. Sum it by the counts of the *whole* minibatch (`aggregation`, `minibatch_loss`).
     """
     mask = objective.mask
     logp = torch.where(mask, logp, 0.0)
-    ratio = torch.exp(logp - torch.where(mask, batch.old_logp, 0.0))
+    log_ratio = logp - torch.where(mask, batch.old_logp, 0.0)
     advantage = torch.where(mask, objective.advantage, 0.0)
-    surrogate = torch.minimum(ratio * advantage, _in_range(ratio, objective) * advantage)
-    loss = -objective.weight * surrogate - objective.entropy_coef * torch.where(mask, entropy, 0.0)
+    gain = surrogate(log_ratio, logp, objective, advantage)
+    loss = -objective.weight * gain - objective.entropy_coef * torch.where(mask, entropy, 0.0)
     for penalty in objective.penalties:
         loss = loss + _penalty_loss(logp, penalty, mask)
     return torch.where(mask, loss, 0.0)
@@ -46,11 +47,7 @@ def clipped(batch: Batch, objective: Objective) -> Tensor:
     Whatever stands at masked tokens gives whatever answer there.
     """
     ratio = torch.exp(batch.logp - batch.old_logp)
-    return ratio * objective.advantage > _in_range(ratio, objective) * objective.advantage
-
-
-def _in_range(ratio: Tensor, objective: Objective) -> Tensor:
-    return torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
+    return ratio * objective.advantage > in_range(ratio, objective) * objective.advantage
 
 
 def _penalty_loss(logp: Tensor, penalty: Penalty, mask: Tensor) -> Tensor:
@@ -60,14 +57,16 @@ def _penalty_loss(logp: Tensor, penalty: Penalty, mask: Tensor) -> Tensor:
     return torch.where(active, penalty.coef, 0.0) * DIVERGENCES[penalty.divergence](logp - target)
 
 
-def minibatch_loss(loss: Tensor, count: Tensor) -> Tensor:
-    """Scalar to differentiate: token losses over the minibatch's token count per replica, replicas summed.
+def minibatch_loss(loss: Tensor, count: Tensor, share: Tensor | None = None) -> Tensor:
+    """Scalar to differentiate: token losses over the minibatch's count per replica, replicas summed.
 
     Args:
       loss: E, of the minibatch or of a micro-batch of it.
-      count: [...], valid tokens of the whole minibatch (`reduce.token_count(objective.mask)`); using the global
-        count makes the gradient independent of how the minibatch is split into micro-batches.
+      count, share: of the whole minibatch, as an `aggregation` gives them: [...], and what each token counts for, E
+        (None: 1), cut as the loss is. By default count is the number of valid tokens (`reduce.token_count`). Counts
+        of the whole minibatch make the gradient independent of how it is split into micro-batches.
     """
+    loss = loss if share is None else loss * share.to(loss.dtype)
     return (loss.sum((-2, -1)) / count).sum()
 
 

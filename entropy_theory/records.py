@@ -25,6 +25,8 @@ class Batch:
     outcome:   result of the row in [0, 1], [..., rows]
     group:     int64 ids in [0, rows); rows with one id are compared (the samples of a prompt), [..., rows]
     ref_logp, proxy_logp: log-probability under the reference / the filtered policy, E; None unless needed
+    collision: Cov_pi(log pi, pi) at the token's state, E, nats; None unless needed
+    micro_batch: int64 number of the row's micro-batch, [..., rows]; None where the minibatch is not split
     """
 
     logp: Tensor
@@ -36,6 +38,8 @@ class Batch:
     group: Tensor
     ref_logp: Tensor | None = None
     proxy_logp: Tensor | None = None
+    collision: Tensor | None = None
+    micro_batch: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,11 @@ def map_tensors(record, function):
         return value
 
     return type(record)(**{f.name: convert(getattr(record, f.name)) for f in fields(record)})
+
+
+def map_pairs(one, two, function):
+    """The record of `function(a, b)` for each pair of tensor fields of two records alike (penalties included)."""
+    others = []
+    map_tensors(two, lambda tensor: others.append(tensor) or tensor)
+    rest = iter(others)
+    return map_tensors(one, lambda tensor: function(tensor, next(rest)))

@@ -55,7 +55,7 @@ class TrainConfig:
     """Verifiable task: tiny (arithmetic modulo 11)."""
     control: str = "none"
     """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
-    set: dict[str, float] = field(default_factory=dict)
+    set: dict[str, float | str] = field(default_factory=dict)
     """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 3
     """Independent runs, one directory each."""

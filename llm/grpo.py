@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from entropy_theory import controls
 from entropy_theory.advantage import ADVANTAGES
-from entropy_theory.control import Control, Need, check_needs
+from entropy_theory.control import Control, Need, check_fits
 from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.measure import (
     clip_fractions,
@@ -33,7 +34,7 @@ from llm.tasks import Task, get_task
 Graph = tuple[Tensor, Tensor]
 """logp and entropy of a micro-batch, with grad."""
 
-PROVIDES = frozenset(
+_ALWAYS = frozenset(
     {
         Need.ENTROPY_GRAD,
         Need.SAMPLES,
@@ -41,9 +42,9 @@ PROVIDES = frozenset(
         Need.ACTIVATION,
         Need.SAMPLING,
         Need.WHOLE_GROUPS,
+        Need.SEVERAL_STATES,
     }
 )
-"""What this world offers a control."""
 
 SEED_STRIDE = 1_000_003
 """Sampling of rollout i draws from a generator seeded with seed * SEED_STRIDE + i."""
@@ -66,10 +67,18 @@ class Rollout:
     temperature: float
 
 
-def build_control(config: TrainConfig) -> Control:
-    """The control of a run. Raises ValueError if it is unknown or needs what this world lacks."""
+def provides(config: TrainConfig) -> frozenset[Need]:
+    """What a control may ask of this world under these settings."""
+    return _ALWAYS | ({Need.STALE} if config.updates_per_rollout > 1 else frozenset())
+
+
+def build_control(config: TrainConfig, vocabulary: int = sys.maxsize) -> Control:
+    """The control of a run. Raises ValueError if it is unknown, needs what this world lacks, or aims too high.
+
+    Args: vocabulary: tokens the model chooses from; not known before it is loaded.
+    """
     control = controls.build(config.control, config.set)
-    check_needs(config.control, control, "the llm world", PROVIDES)
+    check_fits(config.control, control, "the llm world", provides(config), vocabulary)
     return control
 
 
@@ -85,10 +94,11 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
       logits, rewards or gradients, naming the step.
     """
     torch.set_num_threads(config.threads)
-    control = build_control(config)
+    build_control(config)  # what is wrong with it is said before a model is loaded
     task = get_task(config.task)
     device = resolve_device(config.device)
     lm = load_model(config.model, config.dtype, device)
+    control = build_control(config, lm.model.config.vocab_size)
     optimizer = torch.optim.Adam(lm.model.parameters(), lr=config.lr)
     probe = Probe(lm, task, config, seed, control.activate)
     control_state = control.init(torch.zeros((), device=device))
@@ -122,13 +132,13 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
 
         # ---- advantage
         group = torch.arange(len(reward), device=device) // config.group_size
-        advantage = ADVANTAGES[config.advantage](reward.to(logp.dtype), group)
+        advantage = ADVANTAGES[config.advantage](reward.to(logp.dtype), group, responses.mask)
         batch = Batch(
             logp=logp,
             # Still the policy that sampled, but rounding may depend on the shape of a batch, and a penalty
             # on |log ratio| has a gradient of full size at 1e-8 and none at 0.
             old_logp=logp if part == 0 else rollout.old_logp[rows],
-            advantage=advantage.unsqueeze(-1).expand_as(logp),
+            advantage=advantage,
             mask=responses.mask,
             entropy=entropy,
             outcome=reward,

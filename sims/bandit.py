@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.advantage import centred
-from entropy_theory.control import Control, Need, State, check_needs
+from entropy_theory.control import Control, Need, State, check_fits
 from entropy_theory.controls import build
 from entropy_theory.records import Measurement, Sampling
 from entropy_theory.runs import Progress, Run
@@ -41,6 +41,10 @@ def provides(config: BanditConfig) -> frozenset[Need]:
     found = {Need.ENTROPY_GRAD}
     if config.gradient == "sampled":
         found |= {Need.SAMPLES, Need.WHOLE_GROUPS}
+    if config.updates_per_rollout > 1:
+        found.add(Need.STALE)
+    if config.cells > config.arms:
+        found.add(Need.SEVERAL_STATES)
     if not config.natural:  # the Fisher matrix is that of softmax(logits) itself
         found |= {Need.ACTIVATION, Need.SAMPLING}
     return frozenset(found)
@@ -49,7 +53,7 @@ def provides(config: BanditConfig) -> frozenset[Need]:
 def build_control(config: BanditConfig) -> Control:
     """The run's control. Raises ValueError if it is unknown or does not fit the settings."""
     control = build(config.control, config.set)
-    check_needs(config.control, control, f"the {config.gradient}-gradient bandit", provides(config))
+    check_fits(config.control, control, f"the {config.gradient}-gradient bandit", provides(config), config.arms)
     return control
 
 

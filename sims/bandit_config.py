@@ -22,7 +22,7 @@ class BanditConfig:
     many contexts; sequences of tokens that end with arm 0 or at `depth` (docs/bandits.md)."""
     control: str = "none"
     """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
-    set: dict[str, float] = field(default_factory=dict)
+    set: dict[str, float | str] = field(default_factory=dict)
     """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 20
     """Independent repetitions, trained together."""

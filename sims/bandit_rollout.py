@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entropy_theory import advantage as group_advantage
+from entropy_theory.advantage import ADVANTAGES
 from entropy_theory.draw import uniform
 from entropy_theory.records import Batch
 from entropy_theory.softmax import finite_log_probs
@@ -100,7 +100,7 @@ def pull(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> R
     group = torch.arange(contexts).repeat_interleave(config.samples).expand_as(last)
     state, arm, mask = (torch.stack(parts, -1) for parts in (states, chosen, masks))
     arm = arm.masked_fill(~mask, 0)
-    advantage = ADVANTAGES[config.advantage](reward, group, config.baseline).unsqueeze(-1).expand(mask.shape)
+    advantage = advantage_of(config.advantage, config.baseline, reward, group, mask)
     old_logp = at_tokens(tables.logp, state, arm)
     return Rollout(state, arm, mask, old_logp, advantage, reward, group, None)
 
@@ -110,12 +110,11 @@ def _rows_of(table: Tensor, state: Tensor) -> Tensor:
     return table.gather(-2, state.unsqueeze(-1).expand(*state.shape, table.shape[-1]))
 
 
-ADVANTAGES = {
-    "grpo": lambda reward, group, baseline: group_advantage.grpo(reward, group),
-    "rloo": lambda reward, group, baseline: group_advantage.rloo(reward, group),
-    "reward": lambda reward, group, baseline: reward - baseline,
-}
-"""By name: (reward [..., rows], group [..., rows], baseline) -> advantage of a row."""
+def advantage_of(name: str, baseline: float, reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
+    """Advantage of each token, E: of `advantage.ADVANTAGES`, or "reward": the reward less a constant baseline."""
+    if name == "reward":
+        return (reward - baseline).unsqueeze(-1).expand(mask.shape)
+    return ADVANTAGES[name](reward, group, mask)
 
 
 def enumerate_sequences(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> Rollout:

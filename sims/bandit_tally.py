@@ -13,7 +13,7 @@ from torch import Tensor
 from entropy_theory.control import Control, Need
 from sims.bandit_config import BanditConfig
 from sims.bandit_problem import Problem
-from sims.bandit_rollout import ADVANTAGES, Rollout, Tables, at_tokens, first_states, pull
+from sims.bandit_rollout import Rollout, Tables, advantage_of, at_tokens, first_states, pull
 
 WORTH_COMPILING = 2**26
 """Pulls of a run from which on compiling the counting, seconds once in a process, pays."""
@@ -82,5 +82,6 @@ def as_rollout(config: BanditConfig, problem: Problem, tables: Tables, counts: T
 def _advantages(name: str, baseline: float, samples: int) -> Tensor:
     """Advantage of a pull with reward 0 and 1 in a group with w rewards of 1, [samples + 1, 2]; w = 0 to samples."""
     reward = (torch.arange(samples) < torch.arange(samples + 1).unsqueeze(-1)).double()
-    advantage = ADVANTAGES[name](reward, torch.zeros_like(reward, dtype=torch.int64), baseline)
+    group, mask = torch.zeros_like(reward, dtype=torch.int64), torch.ones_like(reward, dtype=torch.bool)
+    advantage = advantage_of(name, baseline, reward, group, mask.unsqueeze(-1)).squeeze(-1)
     return advantage[:, [-1, 0]]  # at w = 0 and w = samples one kind does not occur, and counts 0 times

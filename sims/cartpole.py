@@ -10,7 +10,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from entropy_theory.control import Control, check_needs
+from entropy_theory.control import Control, Need, check_fits
 from entropy_theory.controls import build
 from entropy_theory.draw import uniform
 from entropy_theory.records import Batch, Measurement, Objective, Sampling
@@ -33,6 +33,7 @@ from sims.cartpole_env import Environments, finished_returns
 from sims.cartpole_measure import Metrics, before_update, measure_last, measure_rollout, measure_shift, measure_update
 from sims.crew import Crew, Step
 from sims.engine import ENGINES, Head, Outputs, make_head, resolve_engine
+from sims.environments import ENVIRONMENTS
 from sims.learner import PROBE, Learner, fresh_learner, policy_at, stream_keys
 from sims.networks import keep_freed_memory
 from sims.ppo import Transitions, ValueTerm
@@ -42,11 +43,16 @@ WINDOW = 100
 """Finished episodes in the reported mean return."""
 
 
+def provides(config: CartPoleConfig) -> frozenset[Need]:
+    """What a control may ask of this world under these settings."""
+    stale = {Need.STALE} if config.updates_per_rollout > 1 else set()
+    return ALGORITHMS[config.algorithm].provides | {Need.SEVERAL_STATES} | stale
+
+
 def build_control(config: CartPoleConfig) -> Control:
     """The run's control. Raises ValueError if it is unknown or does not fit the algorithm."""
-    control = build(config.control, config.set)
-    provides = ALGORITHMS[config.algorithm].provides
-    check_needs(config.control, control, f"the CartPole world with algorithm {config.algorithm}", provides)
+    control, world = build(config.control, config.set), f"the CartPole world with algorithm {config.algorithm}"
+    check_fits(config.control, control, world, provides(config), ENVIRONMENTS[config.env].actions)
     return control
 
 

@@ -27,7 +27,7 @@ class CartPoleConfig:
     several clipped updates on a rollout; --epochs 1 --minibatches 2 comes closest to the textbook."""
     control: str = "none"
     """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
-    set: dict[str, float] = field(default_factory=dict)
+    set: dict[str, float | str] = field(default_factory=dict)
     """A control's own parameter as NAME.parameter=value, for example kl_cov.fraction=0.02; repeatable."""
     seeds: int = 10
     """Independent repetitions, trained together."""

@@ -3,6 +3,7 @@
 `test_every_control.py` holds each control to its row. A control without a row fails there.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from typing import Any
 import oracles
 import torch
 
+from entropy_theory import controls
 from entropy_theory.control import chain
-from entropy_theory.controls import CONTROLS
+from entropy_theory.controls import CONTROLS, presets
 from entropy_theory.loss import token_loss
 from entropy_theory.records import Batch, Measurement, Objective, map_tensors
 
@@ -36,6 +38,7 @@ class Row:
     acting:        parameters with which it edits a small batch
     acts_on_fresh: whether it changes the first update after a rollout (ratio 1 everywhere)
     acts_on_stale: whether it changes the later ones
+    steps:         optimizer steps after which it acts, each with an entropy that rises by .1 from .1 nats
     drawn:         its edit holds random draws, so permuting rows permutes what is drawn from
     neutral:       parameters that switch it off; None when it has no such setting
     neutral_equals: what the neutral edit must equal
@@ -44,6 +47,7 @@ class Row:
     acting: dict[str, Any]
     acts_on_fresh: bool
     acts_on_stale: bool = True
+    steps: int = 0
     drawn: bool = False
     neutral: dict[str, Any] | None = None
     neutral_equals: Callable[[Objective, Batch], Objective] = unedited
@@ -70,21 +74,42 @@ CONTRACT: dict[str, Row] = {
 }
 
 NAMES = sorted(CONTRACT)
-CHAINS = tuple(f"{a}+{b}" for one, two in itertools.pairwise([*NAMES, NAMES[0]]) for a, b in ((one, two), (two, one)))
-"""Each control before and after its neighbour in the alphabet, joined as the command line joins them."""
+PRESETS = tuple(f"{name}:{preset}" for name in NAMES for preset in presets(name))
+"""Each control with each of its presets, and what a preset does not name at its default."""
+
+
+def chains():
+    """Each control before its neighbour in the alphabet, as the command line joins them, where the two go together."""
+    for one, two in itertools.pairwise([*NAMES, NAMES[0]]):
+        with contextlib.suppress(ValueError):  # they do what only one can
+            controls.build(f"{one}+{two}", {})
+            yield f"{one}+{two}"
+
 
 LARGE = 10  # rows of the fixed batches: enough for every fraction in the table to select some and spare some
 
 
 def build(name, parameters=None):
-    """A control of the table, or a chain "a+b", with its acting parameters unless others are given."""
+    """A control of the table with its acting parameters unless others are given, "name:preset", or a chain "a+b"."""
+    if ":" in name:
+        name, _, preset = name.partition(":")
+        return CONTROLS[name](**presets(name)[preset])
     parts = [CONTROLS[n](**(CONTRACT[n].acting if parameters is None else parameters)) for n in name.split("+")]
     return parts[0] if len(parts) == 1 else chain(*parts)
 
 
+CHAINS = tuple(chains())
+
+
+def by_micro_batch(name):
+    """Whether a preset takes its statistics over each micro-batch, whose number is then read from the batch."""
+    name, _, preset = name.partition(":")
+    return bool(preset) and presets(name)[preset].get("scope") == "microbatch"
+
+
 def drawn(name):
     """Whether the control holds random draws."""
-    return any(CONTRACT[n].drawn for n in name.split("+"))
+    return any(CONTRACT[n.partition(":")[0]].drawn for n in name.split("+"))
 
 
 def leading_of(batch):
@@ -179,4 +204,6 @@ def fixed_batch(fresh):
         group=torch.arange(LARGE) // 5,
         ref_logp=new + 0.1 * normal(shape),
         proxy_logp=new + 0.1 * normal(shape),
+        collision=0.3 * normal(shape).abs(),
+        micro_batch=torch.arange(LARGE) % 3,
     )

@@ -216,6 +216,8 @@ def batches(
         group=torch.from_numpy(groups(shape[:-1], rng)),
         ref_logp=tensor(new + rng.normal(0, 0.3, shape)),
         proxy_logp=tensor(new + rng.normal(0, 0.3, shape)),
+        collision=tensor(rng.uniform(0, 0.5, shape)),
+        micro_batch=torch.from_numpy(np.broadcast_to(rng.integers(0, 3, rows), shape[:-1]).copy()),
     )
 
 

@@ -19,7 +19,7 @@ from sims import bandit_exact
 from sims.bandit_config import BanditConfig
 from sims.bandit_measure import Step, measure_first, measure_return, measure_rollout, through_kernel
 from sims.bandit_problem import logits_of, make_problem
-from sims.bandit_rollout import ADVANTAGES, ROLLOUTS, Rollout, at_tokens, make_batch, pull, tables_of
+from sims.bandit_rollout import ROLLOUTS, Rollout, advantage_of, at_tokens, make_batch, pull, tables_of
 from sims.bandit_tally import as_rollout, counted
 from sims.bandit_update import autograd_gradient, closed_form_gradient, edited, policy_of, step_parameters
 
@@ -169,7 +169,7 @@ def outcomes(config, problem):
                 state[0, 0, row, t], arm[0, 0, row, t], mask[0, 0, row, t] = s, a, True
         reward = torch.tensor([[[r for _, r, _ in chosen]]], dtype=torch.float64)
         group = torch.zeros_like(reward, dtype=torch.int64)
-        advantage = ADVANTAGES[config.advantage](reward, group, config.baseline).unsqueeze(-1).expand(mask.shape)
+        advantage = advantage_of(config.advantage, config.baseline, reward, group, mask)
         rollout = Rollout(state, arm, mask, at_tokens(old, state, arm), advantage, reward, group, None)
         yield math.prod(p for *_, p in chosen), rollout
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entropy_theory.controller import constant, step_to_target
-from entropy_theory.controls import CONTROLS
+from entropy_theory.controls.entropy_bonus import bonus_by
 from entropy_theory.records import Measurement
 
 DOUBLE = torch.float64
@@ -76,7 +76,7 @@ def test_bad_parameters_are_named(arguments, named):
 
 
 def test_a_controller_drives_the_entropy_bonus():
-    control = CONTROLS["entropy_bonus"](step_to_target(0.3, 0.1))
+    control = bonus_by(step_to_target(0.3, 0.1))
     state = control.init(torch.zeros(2, dtype=DOUBLE))
     state = control.advance(state, Measurement(torch.tensor([0.1, 2.0], dtype=DOUBLE)))
     assert state.tolist() == [0.1, 0.0]

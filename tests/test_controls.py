@@ -22,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from entropy_theory.control import Need, chain, check_needs, control
+from entropy_theory.control import Need, chain, check_fits, control
 from entropy_theory.controls import CONTROLS, parameters, resolve
 from entropy_theory.controls import build as build_from_settings
+from entropy_theory.controls.checks import check_target
 from entropy_theory.loss import token_loss
 from entropy_theory.records import Batch, Measurement, Objective, Sampling
 
@@ -317,8 +318,18 @@ def test_chains_nest():
 
 def test_a_missing_need_names_the_control_the_world_and_the_need():
     with pytest.raises(ValueError, match=r"kl_cov needs samples, which the exact bandit does not provide"):
-        check_needs("kl_cov", build("kl_cov"), "the exact bandit", frozenset({Need.ENTROPY_GRAD}))
-    check_needs("kl_cov", build("kl_cov"), "the bandit", frozenset(Need))
+        check_fits("kl_cov", build("kl_cov"), "the exact bandit", frozenset({Need.ENTROPY_GRAD}), 10)
+    check_fits("kl_cov", build("kl_cov"), "the bandit", frozenset(Need), 10)
+
+
+@given(st.integers(2, 1000), st.floats(0.01, 10))
+def test_a_target_that_no_policy_can_have_is_refused(actions, target):
+    aiming = control(check_actions=check_target("aiming.target", target))
+    if target <= math.log(actions):
+        check_fits("aiming", aiming, "the bandit", frozenset(), actions)
+    else:
+        with pytest.raises(ValueError, match=rf"aiming.target is .* nats, but {actions} actions allow at most"):
+            check_fits("aiming", chain(control(), aiming), "the bandit", frozenset(), actions)
 
 
 # --- names and values a user may get wrong ------------------------------------------------------------------------
@@ -373,15 +384,15 @@ def test_settings_are_resolved_to_full_parameters():
     found = resolve("clip_higher+clip_cov", {"clip_cov.fraction": 1, "clip_cov.seed": 3.0})
     assert found == {
         "clip_higher": {"clip_high": 0.28},
-        "clip_cov": {"fraction": 1.0, "low": 1.0, "high": 5.0, "seed": 3},
+        "clip_cov": {**parameters("clip_cov"), "fraction": 1.0, "seed": 3},
     }
     assert isinstance(found["clip_cov"]["fraction"], float) and isinstance(found["clip_cov"]["seed"], int)
 
 
 def test_defaults_are_the_published_ones():
     """Clip-Cov: r = 2e-4, (1, 5); KL-Cov: k = 2e-3, beta = 1 (Qwen2.5-7B); DAPO: .28. Fractions, not percent."""
-    assert parameters("clip_cov") == {"fraction": 2e-4, "low": 1.0, "high": 5.0, "seed": 0}
-    assert parameters("kl_cov") == {"fraction": 2e-3, "coef": 1.0}
+    assert resolve("clip_cov", {})["clip_cov"] | {"fraction": 2e-4, "low": 1.0, "high": 5.0} == parameters("clip_cov")
+    assert parameters("kl_cov") == {"fraction": 2e-3, "coef": 1.0, "scope": "minibatch"}
     assert parameters("clip_higher") == {"clip_high": 0.28}
 
 

@@ -11,8 +11,10 @@ from contract import (
     CONTRACT,
     LARGE,
     NAMES,
+    PRESETS,
     bits,
     build,
+    by_micro_batch,
     drawn,
     edited,
     fixed_batch,
@@ -47,7 +49,7 @@ def test_every_control_has_a_row():
 # --- 1: pure ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 @given(data=st.data())
 def test_pure(name, data):
     """Nothing is written to, nothing global is read: the same arguments give the same bits."""
@@ -91,7 +93,7 @@ def test_records_carry_no_gradient(name):
 # --- 2: a stack of replicas ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 @given(data=st.data())
 def test_edit_of_a_stack_is_the_stack_of_edits(name, data):
     leading = data.draw(st.sampled_from([(2,), (3,), (2, 2)]))
@@ -122,7 +124,7 @@ def test_replicas_advance_by_their_own_measurement(name):
 # --- 3: blind to masked values ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 @given(data=st.data())
 def test_blind_to_masked_values(name, data):
     batch = data.draw(strategies.batches(garbage=False, dtype=None))
@@ -146,7 +148,7 @@ def test_blind_to_masked_values(name, data):
 # --- 4: dtype and device ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 @given(data=st.data())
 def test_keeps_dtype_and_shape(name, data):
     batch = data.draw(strategies.batches(dtype=None))
@@ -156,7 +158,7 @@ def test_keeps_dtype_and_shape(name, data):
         assert tensor.dtype == (torch.bool if tensor is objective.mask else batch.logp.dtype)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [n for n in (*NAMES, *PRESETS, *CHAINS) if not by_micro_batch(n)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_stays_on_its_device(name, device):
     """On "meta" tensors any branch on a value and any tensor made on the CPU raises."""
@@ -172,7 +174,7 @@ def test_stays_on_its_device(name, device):
 # --- 5: gradients independent of micro-batches, order and padding -------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 @given(data=st.data())
 def test_gradient_is_independent_of_split_order_and_padding(name, data):
     toy = data.draw(toys())
@@ -217,7 +219,7 @@ def test_neutral_parameters_switch_the_control_off(name, data):
 # --- 7: row order -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in [*NAMES, *CHAINS] if not drawn(n)])
+@pytest.mark.parametrize("name", [n for n in [*NAMES, *PRESETS, *CHAINS] if not drawn(n)])
 @given(data=st.data())
 def test_rows_in_another_order_get_the_same_edit(name, data):
     batch = data.draw(strategies.batches())
@@ -243,13 +245,15 @@ def without(batch, needs, poison):
         gone["ref_logp"] = nan if poison else None
     if Need.PROXY_LOGP not in needs:
         gone["proxy_logp"] = nan if poison else None
+    if Need.COLLISION not in needs:
+        gone["collision"] = nan if poison else None
     if Need.WHOLE_GROUPS not in needs:
         gone["outcome"] = torch.full_like(batch.outcome, torch.nan)
         gone["group"] = torch.zeros_like(batch.group) if poison else batch.group.flip(-1)
     return replace(batch, **gone)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 @given(data=st.data())
 def test_reads_no_field_it_does_not_declare(name, data):
     batch = data.draw(strategies.batches())
@@ -259,7 +263,7 @@ def test_reads_no_field_it_does_not_declare(name, data):
         assert identical(edited(control, without(batch, control.needs, poison)), expected)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 @given(data=st.data())
 def test_edits_no_field_it_does_not_declare(name, data):
     batch = data.draw(strategies.batches())
@@ -276,6 +280,10 @@ def test_edits_no_field_it_does_not_declare(name, data):
         assert identical(control.sample(sampling, state), sampling)
     if Need.ACTIVATION not in control.needs:
         assert identical((control.activate(batch.logp),), (batch.logp,))
+    if Need.PROXY_LOGP not in control.needs:
+        assert identical((control.proxy(batch.logp),), (batch.logp,))
+    if Need.ENTROPY_SUPPORT not in control.needs:
+        assert identical((control.entropy_support(batch.logp),), (batch.logp,))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -298,7 +306,7 @@ def test_declares_samples_exactly_when_tokens_are_compared(name):
 # --- 9: resume ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CHAINS])
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS, *CHAINS])
 def test_state_resumes_from_disk_bit_for_bit(name, tmp_path):
     control = build(name)
     like = torch.zeros(2, dtype=torch.float64)
@@ -331,7 +339,8 @@ def test_state_resumes_from_disk_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("fresh", [True, False])
 def test_acts_as_the_table_says(name, fresh):
     batch = fixed_batch(fresh)
-    acts = not same_effect(batch, edited(build(name), batch), Objective.from_batch(batch))
+    found = edited(build(name), batch, CONTRACT[name].steps)
+    acts = not same_effect(batch, found, Objective.from_batch(batch))
     assert acts == (CONTRACT[name].acts_on_fresh if fresh else CONTRACT[name].acts_on_stale)
 
 

@@ -16,9 +16,10 @@ LONGEST_FILE = 400
 CORE_LAYERS = (
     {"softmax", "covariances", "draw", "fit", "runs", "ranges", "remainder_tables", "balls", "tables", "statistics"},
     {"reduce", "records", "remainder", "certify_constants", "lyapunov", "sweeps"},
-    {"loss", "theorems", "advantage", "surrogate", "certify", "lemma_1_batch", "enclosure"},
+    {"surrogate", "aggregation"},
+    {"loss", "theorems", "advantage", "certify", "lemma_1_batch", "enclosure"},
     {"control", "measure", "kernel", "drift"},
-    {"controller", "decomposition"},
+    {"controller", "decomposition", "scope"},
     {"controls"},
     {"claims"},
     {"conformance"},

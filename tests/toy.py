@@ -29,11 +29,12 @@ class Toy:
         self.old_parameters = self.parameters + stale * 0.3 * normal(self.FEATURES, self.ACTIONS)
         self.group = torch.arange(rows) // 2
         self.outcome = torch.from_numpy(rng.choice([0.0, 1.0], rows))
+        self.micro_batch = torch.arange(rows) % 2
 
     def reordered(self, order):
         """The same rows in another order."""
         other = object.__new__(Toy)
-        row_fields = ("features", "action", "advantage", "mask", "group", "outcome")
+        row_fields = ("features", "action", "advantage", "mask", "group", "outcome", "micro_batch")
         other.__dict__ = {k: v[order] if k in row_fields else v for k, v in self.__dict__.items()}
         return other
 
@@ -52,6 +53,7 @@ class Toy:
         for field, value in (("features", 1.0), ("advantage", 1e9), ("action", 0), ("mask", False)):
             setattr(other, field, pad(getattr(self, field), value))
         other.group, other.outcome = pad(self.group, 0), pad(self.outcome, 0.0)
+        other.micro_batch = pad(self.micro_batch, 0)
         return other
 
     def statistics(self, parameters, rows=slice(None), scale=1.0):
@@ -64,7 +66,17 @@ class Toy:
         old_logp, _ = self.statistics(self.old_parameters)
         reference = logp - 0.1
         return Batch(
-            logp, old_logp, self.advantage, self.mask, entropy, self.outcome, self.group, reference, reference - 0.1
+            logp,
+            old_logp,
+            self.advantage,
+            self.mask,
+            entropy,
+            self.outcome,
+            self.group,
+            reference,
+            reference - 0.1,
+            entropy / 7,
+            self.micro_batch,
         )
 
     def gradient(self, control, state, splits):

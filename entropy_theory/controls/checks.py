@@ -1,6 +1,7 @@
 """Checks of hyper-parameters that several controls share."""
 
 import math
+from collections.abc import Callable
 
 
 def check_fraction(name: str, fraction: float) -> None:
@@ -21,3 +22,20 @@ def check_seed(name: str, seed: int) -> None:
     """Raise ValueError unless the seed fits in a signed 64-bit integer, which is what random draws hold."""
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"{name} must fit in 64 bits, got {seed}")
+
+
+def check_target(name: str, target: float, most: Callable[[int], float] = math.log) -> Callable[[int], None]:
+    """A check of a target entropy: at once that it is positive, and later that so many actions can have it.
+
+    Args:
+      target: nats; most: the highest target that a number of actions allows, nats.
+    Returns: actions -> None, raising ValueError.
+    """
+    if not 0 < target < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {target}")
+
+    def check_actions(actions: int) -> None:
+        if target > most(actions):
+            raise ValueError(f"{name} is {target:g} nats, but {actions} actions allow at most {most(actions):.4g}")
+
+    return check_actions
