@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ class NoOptions:
 def controls(name: str, text: str, arguments: list[str]) -> int:
     """`entropy-theory controls`: the docstring of every control."""
     parse(name, NoOptions, arguments, text)
-    from entropy_theory.controls import CONTROLS, parameters
+    from entropy_theory.controls import CONTROLS, parameters, presets
 
     for control, factory in CONTROLS.items():
         settings = ", ".join(f"{control}.{key}={value}" for key, value in parameters(control).items())
-        needs = ", ".join(sorted(need.value for need in factory().needs)) or "nothing"
+        made = factory()
+        needs, without = (", ".join(sorted(need.value for need in part)) for part in (made.needs, made.idle_without))
         print(f"{control}\n{'=' * len(control)}\n{inspect.getdoc(factory)}\n\ndefaults: {settings or 'none'}")
-        print(f"needs:    {needs}\n")
+        for preset, values in presets(control).items():
+            print(f"preset {preset}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+        print(f"needs:    {needs or 'nothing'}" + (f"; does nothing without {without}" if without else "") + "\n")
     return 0
 
 
@@ -77,11 +81,14 @@ def _train(world: str, name: str, text: str, arguments: list[str]) -> int:
     config = config_type(**values)
     out = options.out or Path("runs") / f"{world}-{config.control}"
 
+    from entropy_theory.cli.announce import QuietWatch, announcement, idle_notes
     from entropy_theory.cli.progress import bar, summary
-    from entropy_theory.controls import resolve
 
-    for control, settings in resolve(config.control, config.set).items():
-        print(f"control {control}: " + (", ".join(f"{k}={v}" for k, v in settings.items()) or "no parameters"))
+    worlds.check_control(world, config)
+    print(announcement(config.control, config.set))
+    for note in idle_notes(config.control, config.set, worlds.provides(world, config)):
+        print(note, file=sys.stderr)
+    watch = QuietWatch(config.control, config.set)
     folders = worlds.run_folders(world, config, out)
     for folder, seed in folders:
         with bar(0, f"{world} {config.control}" + (f" seed {seed}" if len(folders) > 1 else "")) as progress:
@@ -90,6 +97,8 @@ def _train(world: str, name: str, text: str, arguments: list[str]) -> int:
                 progress.total = total
                 progress.set_postfix_str(summary(line), refresh=False)
                 progress.update(done - progress.n)
+                if note := watch(line):
+                    progress.write(note, file=sys.stderr)
 
             worlds.train(world, config, folder, seed, show)
     return _report(world, config, [folder for folder, _ in folders], out)

@@ -87,6 +87,11 @@ def check_control(world: str, config: Any) -> None:
     _module(world).build_control(config)
 
 
+def provides(world: str, config: Any) -> frozenset:
+    """What a control may ask of the world under this config, as `Need`s."""
+    return _module(world).provides(config)
+
+
 def _module(world: str):
     if world == "bandit":
         from sims import bandit as module
