@@ -40,6 +40,27 @@ def selection(objective: Objective, edited: Objective) -> dict[str, Tensor]:
     }
 
 
+def reference_kl(batch: Batch, share: Tensor | None = None) -> Tensor | None:
+    r"""Estimate of KL(policy || reference) from a minibatch's tokens, nats a token; None without a reference.
+
+        sum_t share_t (exp(-x_t) + x_t - 1) / sum_t share_t,    x = logp - ref_logp
+
+    k3 of Schulman 2020 (joschu.net/blog/kl-approx.html): never negative, and without bias for tokens of the policy
+    itself; later updates of a rollout hold those of the policy that sampled.
+
+    Args:
+      share: what each token counts for, E >= 0; None: each valid token 1.
+    """
+    if batch.ref_logp is None:
+        return None
+    counted = batch.mask if share is None else batch.mask & (share > 0)
+    ratio = torch.where(counted, batch.logp, 0.0) - torch.where(counted, batch.ref_logp, 0.0)
+    estimate = torch.exp(-ratio) + ratio - 1
+    if share is None:
+        return token_mean(estimate, counted)
+    return torch.where(counted, estimate * share, 0.0).sum(TOKENS) / torch.where(counted, share, 0.0).sum(TOKENS)
+
+
 def clip_fractions(batch: Batch, objective: Objective) -> dict[str, Tensor]:
     """Share of valid tokens whose gradient the PPO clip removes, below and above ratio 1."""
     silenced = clipped(batch, objective)

@@ -95,9 +95,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a control learns after an optimizer step: the mean token entropy of its minibatch, [...], nats."""
+    """What a control learns after an optimizer step about its minibatch, [...].
+
+    entropy:      token mean of the exact entropy, nats
+    reference_kl: estimate of KL(policy || reference), nats a token (`measure.reference_kl`); None without a reference
+    """
 
     entropy: Tensor
+    reference_kl: Tensor | None = None
 
 
 @dataclass(frozen=True)

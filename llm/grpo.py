@@ -17,6 +17,7 @@ from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.measure import (
     clip_fractions,
     minibatch_change,
+    reference_kl,
     selection,
     theorem_predictions,
     token_covariance,
@@ -188,7 +189,7 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
         }
 
         # ---- advance
-        control_state = control.advance(control_state, Measurement(line["entropy"]))
+        control_state = control.advance(control_state, Measurement(line["entropy"], reference_kl(batch)))
         save = (step + 1) % config.save_every == 0 or step + 1 == config.rollouts * config.updates_per_rollout
         state = {
             "step": step + 1,

@@ -14,6 +14,7 @@ from torch import Tensor
 from entropy_theory.advantage import centred
 from entropy_theory.control import Control, Need, State, check_fits
 from entropy_theory.controls import build
+from entropy_theory.measure import reference_kl
 from entropy_theory.records import Measurement, Sampling
 from entropy_theory.runs import Progress, Run
 from sims import bandit_tally
@@ -28,7 +29,7 @@ from sims.bandit_measure import (
     measure_shift,
 )
 from sims.bandit_problem import Problem, make_problem
-from sims.bandit_rollout import ROLLOUTS, Rollout, make_batch, pull, tables_of
+from sims.bandit_rollout import ROLLOUTS, Rollout, make_batch, pull, tables_of, with_references
 from sims.bandit_update import edited, policy_of, step_parameters
 from sims.trees import each_tensor
 
@@ -38,7 +39,7 @@ BLOCK = 2**16
 
 def provides(config: BanditConfig) -> frozenset[Need]:
     """What a control may ask of this world under these settings."""
-    found = {Need.ENTROPY_GRAD}
+    found = {Need.ENTROPY_GRAD, Need.REF_LOGP, Need.PROXY_LOGP, Need.COLLISION, Need.ENTROPY_SUPPORT}
     if config.gradient == "sampled":
         found |= {Need.SAMPLES, Need.WHOLE_GROUPS}
     if config.updates_per_rollout > 1:
@@ -46,7 +47,7 @@ def provides(config: BanditConfig) -> frozenset[Need]:
     if config.cells > config.arms:
         found.add(Need.SEVERAL_STATES)
     if not config.natural:  # the Fisher matrix is that of softmax(logits) itself
-        found |= {Need.ACTIVATION, Need.SAMPLING}
+        found |= {Need.ACTIVATION, Need.SAMPLING, Need.LOGIT_SCALE}
     return frozenset(found)
 
 
@@ -69,12 +70,16 @@ def draw(
 ) -> tuple[Rollout, Rollout | None]:
     """The rollout to train on, and the one to measure (None unless to be kept): kinds of pulls, and single pulls."""
     tables = tables_of(policy)
+
+    def ready(rollout: Rollout) -> Rollout:
+        return with_references(control, problem, policy, rollout)
+
     if not bandit_tally.applies(config, control):
-        rollout = ROLLOUTS[config.gradient](config, problem, tables, number)
+        rollout = ready(ROLLOUTS[config.gradient](config, problem, tables, number))
         return rollout, rollout
-    pulls = pull(config, problem, tables, number) if keep else None
+    pulls = ready(pull(config, problem, tables, number)) if keep else None
     counts = bandit_tally.counted(config, pulls) if keep else bandit_tally.count_pulls(config, problem, tables, number)
-    return bandit_tally.as_rollout(config, problem, tables, counts, number), pulls
+    return ready(bandit_tally.as_rollout(config, problem, tables, counts, number)), pulls
 
 
 class Watch(NamedTuple):
@@ -112,9 +117,12 @@ def train_rollout(
             step = Step(before, parameters, lambda x: policy_of(control, problem, x, temperature))
             metrics |= measure_first(config, problem, step, pulls)
         if watch.measure and last:
-            metrics |= measure_last(edited(config, control, make_batch(tables_of(policy), pulls), control_state))
+            batch_of_all = make_batch(tables_of(policy), pulls, control.needs)
+            metrics |= measure_last(edited(config, control, batch_of_all, control_state))
         # advance
-        control_state = control.advance(control_state, Measurement(mean_entropy(batch, rollout)))
+        control_state = control.advance(
+            control_state, Measurement(mean_entropy(batch, rollout), reference_kl(batch, rollout.share))
+        )
     if watch.measure:
         temperature = control.sample(plain, control_state).temperature
         metrics |= measure_shift(problem, first, policy_of(control, problem, parameters, temperature))
