@@ -9,6 +9,18 @@ from entropy_theory.ranges import require_at_least, require_choice, require_posi
 FAMILIES = ("random", "rare_good_arm", "deceptive", "contextual", "tree")
 GIVEN_PRIOR = ("rare_good_arm", "deceptive")
 """Families whose initial policy is prescribed, so that no features can be chosen freely."""
+ADVANTAGES = (
+    "grpo",
+    "rloo",
+    "dr_grpo",
+    "reinforce",
+    "reinforce_baseline",
+    "reinforce++",
+    "reinforce++_baseline",
+    "reward",
+)
+SURROGATES = ("ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce")
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 MOST_CELLS = 100_000
 """Pairs of state and arm of one bandit at most: everything is computed by going through all of them."""
 
@@ -38,6 +50,11 @@ class BanditConfig:
     """Longest sequence of the tree family, tokens."""
     features: int = 0
     """0: a logit of its own for each state and arm. Else the dimension of features shared by all of them."""
+    init_entropy: float = 0.0
+    """Entropy-aware initialisation: draw the initial logits of a bandit again until the mean entropy of its policy is
+    this share of ln(arms); 0 takes the first draw."""
+    init_tries: int = 10
+    """Draws of the initial logits at most; where none reaches `init_entropy`, that of the highest entropy is taken."""
     prior_scale: float = 1.0
     """Standard deviation of the initial logits, nats (0 starts uniform); where the family prescribes the likely arms,
     of the other arms' logits."""
@@ -47,9 +64,18 @@ class BanditConfig:
     """Policy gradient from sampled pulls, or exactly by summing over all arms (all sequences of a tree)."""
     natural: bool = False
     """Multiply the gradient by the pseudo-inverse of the Fisher matrix."""
-    advantage: Literal["grpo", "rloo", "reward"] = "grpo"
-    """Advantage of a sampled pull, over the pulls of one context in one rollout; `reward` is reward minus `baseline`.
-    Exact gradients use reward minus its mean in place of the first two."""
+    advantage: Literal[
+        "grpo",
+        "rloo",
+        "dr_grpo",
+        "reinforce",
+        "reinforce_baseline",
+        "reinforce++",
+        "reinforce++_baseline",
+        "reward",
+    ] = "grpo"
+    """Advantage of a sampled pull, over the pulls of one context or of all contexts in one rollout; `reward` is reward
+    minus `baseline`. Exact gradients subtract the mean that each of them tends to, and divide by no deviation."""
     baseline: float = 0.0
     """What `advantage = reward` subtracts: at 0 no advantage is negative, at 1 none is positive."""
     samples: int = 64
@@ -57,11 +83,16 @@ class BanditConfig:
     groups: int = 0
     """Contexts drawn for a rollout of the contextual family, each with `samples` pulls; 0 takes every context once."""
     updates_per_rollout: int = 4
-    """Gradient steps on one rollout, at least 2: some controls cannot act on the first."""
+    """Gradient steps on one rollout. With 1 every ratio is 1, and some controls change nothing."""
     rollouts: int = 200
     """Rollouts in the run."""
     step_size: float = 0.5
     """Gradient step eta on the logits (or on the weights of the features), nats per advantage unit."""
+    surrogate: Literal["ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce"] = "ppo"
+    """What is maximised for a token, as a function of its ratio."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = "token-mean"
+    """How the tokens' losses become one number; all are the same where an episode is one token. `constant` divides
+    by the number of sequences times `depth`."""
     clip_low: float = 0.2
     """Distance of PPO's lower clip from ratio 1."""
     clip_high: float = 0.2
@@ -78,23 +109,37 @@ class BanditConfig:
 
     def __post_init__(self):
         require_at_least(self, 1, "seeds", "problems", "samples", "rollouts", "threads", "states", "depth")
-        require_at_least(self, 1, "record_every")
-        require_at_least(self, 2, "arms", "updates_per_rollout")
+        require_at_least(self, 1, "record_every", "updates_per_rollout", "init_tries")
+        require_at_least(self, 2, "arms")
         require_at_least(self, 0, "prior_scale", "features", "groups", "measure_every")
         require_positive(self, "step_size", "clip_low", "clip_high")
         require_choice(self, "family", FAMILIES)
         require_choice(self, "gradient", ("sampled", "exact"))
-        require_choice(self, "advantage", ("grpo", "rloo", "reward"))
+        require_choice(self, "advantage", ADVANTAGES)
+        require_choice(self, "surrogate", SURROGATES)
+        require_choice(self, "aggregation", AGGREGATIONS)
         if not 0 < self.rare_probability < 1:
             raise ValueError(f"rare_probability must lie between 0 and 1, got {self.rare_probability}")
         if not math.isfinite(self.baseline):
             raise ValueError(f"baseline must be finite, got {self.baseline}")
+        if not 0 <= self.init_entropy < 1:
+            raise ValueError(f"init_entropy must be a share of ln(arms) in [0, 1), got {self.init_entropy}")
+        if self.gradient == "exact" and self.horizon > 1 and self.aggregation != "token-mean":
+            raise ValueError(
+                f"aggregation {self.aggregation} averages over sampled sequences, which the exact gradient of a tree "
+                "does not have; choose token-mean or gradient sampled"
+            )
         if self.family in GIVEN_PRIOR:
             if self.arms < 3:
                 raise ValueError(f"family {self.family} needs arms of at least 3, got {self.arms}")
             if self.features:
                 raise ValueError(
                     f"family {self.family} prescribes each arm's probability; set features to 0, got {self.features}"
+                )
+            if self.init_entropy:
+                raise ValueError(
+                    f"family {self.family} prescribes each arm's probability, so nothing can be drawn again; "
+                    f"set init_entropy to 0, got {self.init_entropy}"
                 )
         if self.cells > MOST_CELLS:
             raise ValueError(
@@ -110,6 +155,11 @@ class BanditConfig:
         return self.states if self.family == "contextual" else 1
 
     @property
+    def horizon(self) -> int:
+        """Tokens of an episode at most."""
+        return self.depth if self.family == "tree" else 1
+
+    @property
     def cells(self) -> int:
         """Pairs of state and arm of one bandit."""
         return self.state_count * self.arms
@@ -120,9 +170,13 @@ class BanditConfig:
         return self.groups if self.family == "contextual" else 0
 
     @property
+    def contexts(self) -> int:
+        """Groups of pulls in a sampled rollout."""
+        return self.drawn_contexts or (self.states if self.family == "contextual" else 1)
+
+    @property
     def tokens(self) -> int:
         """Tokens of a rollout at most, sampled or enumerated."""
         if self.gradient == "exact":
-            return self.cells * (self.depth if self.family == "tree" else 1)
-        contexts = self.drawn_contexts or (self.states if self.family == "contextual" else 1)
-        return contexts * self.samples * (self.depth if self.family == "tree" else 1)
+            return self.cells * self.horizon
+        return self.contexts * self.samples * self.horizon

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from entropy_theory.draw import uniform
 from sims.bandit_config import BanditConfig
+from sims.bandit_init import entropy_aware
 
 
 class Sequences(NamedTuple):
@@ -64,14 +65,14 @@ def logits_of(problem: Problem, parameters: Tensor) -> Tensor:
 
 
 class Drawn(NamedTuple):
-    """What a family chooses for each problem drawn: rewards, and the logits at the start or None, [problems, cells]."""
+    """What a family chooses for each problem drawn, [problems, cells]: rewards; initial logits, None if any will do."""
 
     reward: Tensor
     logits: Tensor | None
 
 
-# numbers of the draws that make a problem; pulls count from 0
-_REWARDS, _LOGITS, _FEATURES = -1, -2, -3
+# numbers of the draws that make a problem; pulls count from 0, and logits drawn again from _AGAIN downwards
+_REWARDS, _LOGITS, _FEATURES, _AGAIN = -1, -2, -3, -4
 
 
 def _keys(config: BanditConfig) -> Tensor:
@@ -89,10 +90,14 @@ def _normal(config: BanditConfig, which: int, count: int) -> Tensor:
     return torch.special.ndtri(_uniform(config, which, count).clamp(min=2.0**-53))
 
 
+def _start(config: BanditConfig, which: int) -> Tensor:
+    """Initial logits, or weights of features, that no family prescribes: normal, [problems, cells or features]."""
+    return config.prior_scale * _normal(config, which, config.features or config.cells)
+
+
 def random_arms(config: BanditConfig) -> Drawn:
-    """Rewards uniform in [0, 1], logits normal; also contexts and trees, which differ in what an arm leads to."""
-    logits = None if config.features else config.prior_scale * _normal(config, _LOGITS, config.cells)
-    return Drawn(_uniform(config, _REWARDS, config.cells), logits)
+    """Rewards uniform in [0, 1], any logits; also contexts and trees, which differ in what an arm leads to."""
+    return Drawn(_uniform(config, _REWARDS, config.cells), None)
 
 
 def _prescribed(config: BanditConfig, best: float, likely: float, others: tuple[float, float], share: float) -> Drawn:
@@ -169,7 +174,7 @@ def all_sequences(child: Tensor, start: Tensor, depth: int) -> Sequences:
 
 def make_problem(config: BanditConfig) -> Problem:
     """The bandits of a run, the same in every seed unless each has its own; a draw key per seed and problem."""
-    states, arms, depth = config.state_count, config.arms, config.depth if config.family == "tree" else 1
+    states, arms, depth = config.state_count, config.arms, config.horizon
     child = token_tree(arms, depth) if config.family == "tree" else torch.full((states, arms), -1)
     start = torch.zeros(states, dtype=torch.float64)
     start[: states if config.family == "contextual" else 1] = 1.0
@@ -177,16 +182,19 @@ def make_problem(config: BanditConfig) -> Problem:
     lead = (config.seeds, config.problems)
     own = lead if config.own_problems else (1, config.problems)
     reward = drawn.reward.view(*own, states, arms).masked_fill(child >= 0, 0.0)
-    features, parameters = None, drawn.logits
+    shape = (config.features,) if config.features else (states, arms)
+
+    def start_at(values: Tensor) -> Tensor:
+        return values.view(*own, *shape).expand(*lead, *shape).clone()
+
+    features = None
     if config.features:
         # variance 1 in all, so that the initial logits have the standard deviation prior_scale here too
         features = _normal(config, _FEATURES, config.cells * config.features) / config.features**0.5
         features = features.view(*own, states, arms, -1).expand(*lead, states, arms, config.features)
-        parameters = config.prior_scale * _normal(config, _LOGITS, config.features)
-    shape = (config.features,) if config.features else (states, arms)
-    return Problem(
+    problem = Problem(
         reward=reward.expand(*lead, states, arms),
-        parameters=parameters.view(*own, *shape).expand(*lead, *shape).clone(),
+        parameters=start_at(_start(config, _LOGITS) if drawn.logits is None else drawn.logits),
         features=features,
         key=_keys(config),
         child=child,
@@ -194,3 +202,13 @@ def make_problem(config: BanditConfig) -> Problem:
         depth=depth,
         sequences=all_sequences(child, start, depth) if config.gradient == "exact" else None,
     )
+    if not config.init_entropy:
+        return problem
+    parameters = entropy_aware(
+        problem,
+        logits_of,
+        lambda number: start_at(_start(config, _AGAIN + 1 - number)),
+        config.init_entropy,
+        config.init_tries,
+    )
+    return problem._replace(parameters=parameters)

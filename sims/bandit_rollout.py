@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from entropy_theory.advantage import ADVANTAGES
+from entropy_theory.control import Control, Need
 from entropy_theory.draw import uniform
 from entropy_theory.records import Batch
 from entropy_theory.softmax import finite_log_probs
 from sims.bandit_config import BanditConfig
-from sims.bandit_exact import action_values, expected, sequence_probability
-from sims.bandit_problem import Problem
+from sims.bandit_exact import action_values, expected, sequence_probability, start_value
+from sims.bandit_problem import Problem, logits_of
 
 
 class Rollout(NamedTuple):
@@ -21,6 +22,7 @@ class Rollout(NamedTuple):
     old_logp, advantage: E, the former under the policy that sampled
     reward, group: [seeds, problems, rows]; rows with one group id started in the same drawn context
     share: E, what a token counts for where each kind stands once, of mean 1 over the tokens; None for single samples
+    ref_logp, proxy_logp: as in `Batch`, E; None unless the control needs them
     """
 
     state: Tensor
@@ -31,6 +33,8 @@ class Rollout(NamedTuple):
     reward: Tensor
     group: Tensor
     share: Tensor | None
+    ref_logp: Tensor | None = None
+    proxy_logp: Tensor | None = None
 
 
 class Tables(NamedTuple):
@@ -60,6 +64,18 @@ def at_tokens(table: Tensor, rollout_state: Tensor, arm: Tensor) -> Tensor:
     return table.flatten(-2).gather(-1, cell.flatten(-2)).view(arm.shape)
 
 
+CONSTANT = ("reward", "reinforce", "reinforce++")
+"""Advantages that subtract a constant from every reward, those of `WHITENED` before they are whitened."""
+WHITENED = ("reinforce++", "reinforce++_baseline")
+"""Advantages that are centred over all tokens at last."""
+
+
+def rows_of(table: Tensor, state: Tensor) -> Tensor:
+    """Rows E + [arms] of a table [seeds, problems, states, arms] at states E, which may have further axes."""
+    index = state.flatten(2).unsqueeze(-1)
+    return table.gather(-2, index.expand(*index.shape[:-1], table.shape[-1])).view(*state.shape, -1)
+
+
 # --- rollouts -----------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +102,7 @@ def pull(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> R
     _, which, luck, later = draws.split([drawn, rows, rows, rows * (problem.depth - 1)], dim=-1)
     cumulative = tables.probability.cumsum(-1)
     states = [first.repeat_interleave(config.samples, -1)]
-    chosen = [_choose(_rows_of(cumulative, first), which.unflatten(-1, (contexts, -1))).flatten(-2)]
+    chosen = [_choose(rows_of(cumulative, first), which.unflatten(-1, (contexts, -1))).flatten(-2)]
     masks = [torch.ones_like(chosen[0], dtype=torch.bool)]
     last = states[0] * arms + chosen[0]
     for draw in later.split(rows, dim=-1) if problem.depth > 1 else ():
@@ -94,7 +110,7 @@ def pull(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> R
         going = state >= 0
         masks.append(going)
         states.append(state.clamp(min=0))
-        chosen.append(_choose(_rows_of(cumulative, states[-1]), draw.unsqueeze(-1)).squeeze(-1))
+        chosen.append(_choose(rows_of(cumulative, states[-1]), draw.unsqueeze(-1)).squeeze(-1))
         last = torch.where(going, states[-1] * arms + chosen[-1], last)
     reward = (luck < problem.reward.flatten(-2).gather(-1, last)).to(tables.logp.dtype)
     group = torch.arange(contexts).repeat_interleave(config.samples).expand_as(last)
@@ -103,11 +119,6 @@ def pull(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> R
     advantage = advantage_of(config.advantage, config.baseline, reward, group, mask)
     old_logp = at_tokens(tables.logp, state, arm)
     return Rollout(state, arm, mask, old_logp, advantage, reward, group, None)
-
-
-def _rows_of(table: Tensor, state: Tensor) -> Tensor:
-    """Rows [..., n, arms] of a table [..., states, arms] at states [..., n]."""
-    return table.gather(-2, state.unsqueeze(-1).expand(*state.shape, table.shape[-1]))
 
 
 def advantage_of(name: str, baseline: float, reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
@@ -133,15 +144,28 @@ def enumerate_sequences(config: BanditConfig, problem: Problem, tables: Tables, 
     cell = (sequences.state * config.arms + sequences.arm).gather(-1, last).squeeze(-1)
     reward = problem.reward.flatten(-2)[..., cell]
     first = sequences.state[:, 0]
-    if config.advantage == "reward":
-        advantage = reward - config.baseline
-    else:
-        backup = expected(problem, tables.probability)
-        advantage = reward - backup(action_values(problem, backup))[..., first]
+    advantage = _exact_advantage(config, problem, tables, reward, first)
     old_logp = at_tokens(tables.logp, state, arm)
     advantage, share = (x.unsqueeze(-1).expand(shape) for x in (advantage, share))
     share = share.masked_fill(~mask, 0.0)
+    if config.advantage in WHITENED:
+        advantage = advantage - ((share * advantage).sum((-2, -1)) / tokens)[..., None, None]
     return Rollout(state, arm, mask, old_logp, advantage, reward, first.expand_as(reward), share)
+
+
+def _exact_advantage(config: BanditConfig, problem: Problem, tables: Tables, reward: Tensor, first: Tensor) -> Tensor:
+    """Reward of each sequence less what the mean that a sampled advantage subtracts tends to, [..., sequences].
+
+    That is the value of the first state where the mean is over a context, or the policy's where it is over all. No
+    deviation divides it: rewards are expected ones here, and their spread is not that of drawn rewards.
+    """
+    if config.advantage in CONSTANT:
+        return reward - (config.baseline if config.advantage == "reward" else 0.0)
+    backup = expected(problem, tables.probability)
+    value = backup(action_values(problem, backup))
+    if config.advantage == "reinforce_baseline":
+        return reward - start_value(problem, value).unsqueeze(-1)
+    return reward - value[..., first]
 
 
 ROLLOUTS = {"sampled": pull, "exact": enumerate_sequences}
@@ -150,8 +174,27 @@ ROLLOUTS = {"sampled": pull, "exact": enumerate_sequences}
 # --- records ------------------------------------------------------------------------------------------------------
 
 
-def make_batch(tables: Tables, rollout: Rollout) -> Batch:
+def with_references(control: Control, problem: Problem, policy: Tensor, rollout: Rollout) -> Rollout:
+    """The rollout with the log-probabilities its control needs, under the reference and the filtered policy.
+
+    The reference is the policy with the initial parameters, at temperature 1: a function of the settings alone.
+
+    Args:
+      policy: logits of the policy that sampled, [seeds, problems, states, arms].
+    """
+    found = {}
+    if Need.REF_LOGP in control.needs:
+        found["ref_logp"] = control.activate(logits_of(problem, problem.parameters))
+    if Need.PROXY_LOGP in control.needs:
+        found["proxy_logp"] = control.proxy(policy)
+    return rollout._replace(
+        **{name: at_tokens(x.log_softmax(-1), rollout.state, rollout.arm) for name, x in found.items()}
+    )
+
+
+def make_batch(tables: Tables, rollout: Rollout, needs: frozenset[Need] = frozenset()) -> Batch:
     """The record of a rollout under the policy as it is now; carries the gradient of `tables`."""
+    collision = at_states(collisions(tables), rollout.state) if Need.COLLISION in needs else None
     return Batch(
         logp=at_tokens(tables.logp, rollout.state, rollout.arm),
         old_logp=rollout.old_logp,
@@ -160,4 +203,12 @@ def make_batch(tables: Tables, rollout: Rollout) -> Batch:
         entropy=at_states(tables.entropy, rollout.state),
         outcome=rollout.reward,
         group=rollout.group,
+        ref_logp=rollout.ref_logp,
+        proxy_logp=rollout.proxy_logp,
+        collision=collision,
     )
+
+
+def collisions(tables: Tables) -> Tensor:
+    """`softmax.collision` of each state, sum_a pi_a^2 (log pi_a + H), [seeds, problems, states], nats."""
+    return (tables.probability.square() * (tables.logp + tables.entropy.unsqueeze(-1))).sum(-1)

@@ -15,15 +15,19 @@ from sims.bandit_config import BanditConfig
 from sims.bandit_problem import Problem
 from sims.bandit_rollout import Rollout, Tables, advantage_of, at_tokens, first_states, pull
 
+WITHIN_CONTEXT = ("grpo", "rloo", "dr_grpo", "reinforce", "reward")
+"""Advantages of a pull that depend on the pulls of its own context alone."""
 WORTH_COMPILING = 2**26
 """Pulls of a run from which on compiling the counting, seconds once in a process, pays."""
 
 
 def applies(config: BanditConfig, control: Control) -> bool:
-    """Whether training may count pulls: they are one token long, more than their kinds, and never compared."""
+    """Whether training may count pulls: they are one token long, more than their kinds, and never compared, neither
+    by the control nor by the advantage beyond a context."""
     comparing = control.needs & {Need.SAMPLES, Need.WHOLE_GROUPS}
+    within_context = config.contexts == 1 or config.advantage in WITHIN_CONTEXT
     few_kinds = 2 * config.arms < config.samples
-    return config.gradient == "sampled" and config.family != "tree" and few_kinds and not comparing
+    return config.gradient == "sampled" and config.family != "tree" and few_kinds and within_context and not comparing
 
 
 def count_pulls(config: BanditConfig, problem: Problem, tables: Tables, step: int) -> Tensor:

@@ -5,15 +5,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entropy_theory.control import Control, State
+from entropy_theory.aggregation import AGGREGATIONS
+from entropy_theory.control import Control, Need, State
 from entropy_theory.covariances import TOKENS
 from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.records import Batch, Objective
-from entropy_theory.reduce import token_count
+from entropy_theory.softmax import entropy, token_statistics
+from entropy_theory.surrogate import SURROGATES
 from sims.bandit_config import BanditConfig
 from sims.bandit_exact import natural_gradient
 from sims.bandit_problem import Problem, logits_of
-from sims.bandit_rollout import Rollout, Tables, make_batch, tables_of
+from sims.bandit_rollout import Rollout, Tables, at_states, at_tokens, make_batch, rows_of, tables_of
 
 
 class Edited(NamedTuple):
@@ -48,27 +50,56 @@ def step_parameters(
     leaf = parameters.clone().requires_grad_()
     policy = policy_of(control, problem, leaf, temperature)
     tables = tables_of(policy.detach())
-    batch = make_batch(tables, rollout)
+    batch = make_batch(tables, rollout, control.needs)
     objective = edited(config, control, batch, control_state).objective
-    if rollout.share is None or objective.penalties or problem.depth > 1:
-        slope = autograd_gradient(policy.detach(), rollout, batch, objective)
-    else:
+    if has_closed_form(config, control, rollout, objective):
         slope = closed_form_gradient(tables, rollout, batch, objective)
+    else:
+        slope = autograd_gradient(config, control, policy.detach(), rollout, batch, objective)
     (gradient,) = torch.autograd.grad(policy, leaf, slope)
     if config.natural:
         gradient = natural_gradient(problem, tables.probability, gradient)
     return parameters - config.step_size * gradient, batch
 
 
-def autograd_gradient(policy: Tensor, rollout: Rollout, batch: Batch, objective: Objective) -> Tensor:
+def has_closed_form(config: BanditConfig, control: Control, rollout: Rollout, objective: Objective) -> bool:
+    """Whether `closed_form_gradient` is the gradient; the aggregations are all one for episodes of one token."""
+    forward_is_edited = control.needs & {Need.LOGIT_SCALE, Need.ENTROPY_SUPPORT}
+    plain = config.surrogate == "ppo" and not objective.penalties and not forward_is_edited
+    return plain and rollout.share is not None and config.horizon == 1
+
+
+def autograd_gradient(
+    config: BanditConfig, control: Control, policy: Tensor, rollout: Rollout, batch: Batch, objective: Objective
+) -> Tensor:
     """Derivative of the minibatch's loss by the policy's logits, through `loss.token_loss`."""
     leaf = policy.clone().requires_grad_()
-    now = make_batch(tables_of(leaf), rollout)
-    loss, count = token_loss(now.logp, now.entropy, batch, objective), token_count(objective.mask)
-    if rollout.share is not None:
-        loss, count = loss * rollout.share, _total(rollout.share * objective.mask)
-    (gradient,) = torch.autograd.grad(minibatch_loss(loss, count), leaf)
+    logp, entropies = forward(control, leaf, rollout, objective)
+    loss = token_loss(logp, entropies, batch, objective, SURROGATES[config.surrogate])
+    if rollout.share is None:
+        count, share = AGGREGATIONS[config.aggregation](objective.mask, config.horizon)
+    else:  # one token an episode, or a token mean
+        count, share = _total(rollout.share * objective.mask), rollout.share
+    (gradient,) = torch.autograd.grad(minibatch_loss(loss, count, share), leaf)
     return gradient
+
+
+def forward(control: Control, policy: Tensor, rollout: Rollout, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token and the entropy that the bonus raises, E, with the gradient of policy logits.
+
+    A control with `LOGIT_SCALE` has the logits of each token multiplied by its objective's `logit_scale`, entropy
+    included; one with `ENTROPY_SUPPORT` chooses the policy whose entropy it is.
+    """
+    supported = Need.ENTROPY_SUPPORT in control.needs
+    if Need.LOGIT_SCALE in control.needs:
+        # a factor that is not finite, where masked, would make the gradient NaN
+        scale = torch.where(objective.mask, objective.logit_scale, 1.0)
+        logits = rows_of(policy, rollout.state) * scale.unsqueeze(-1)
+        logp, entropies = token_statistics(logits, rollout.arm)
+        return logp, entropy(control.entropy_support(logits)) if supported else entropies
+    tables = tables_of(policy)
+    entropies = entropy(control.entropy_support(policy)) if supported else tables.entropy
+    return at_tokens(tables.logp, rollout.state, rollout.arm), at_states(entropies, rollout.state)
 
 
 def closed_form_gradient(tables: Tables, rollout: Rollout, batch: Batch, objective: Objective) -> Tensor:

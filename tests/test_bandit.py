@@ -157,7 +157,7 @@ def test_entropy_collapses_without_control_and_less_with_kl_cov(tmp_path):
     [
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"arms": 1}, "arms must be at least 2, got 1"),
-        ({"updates_per_rollout": 1}, "updates_per_rollout must be at least 2, got 1"),
+        ({"updates_per_rollout": 0}, "updates_per_rollout must be at least 1, got 0"),
         ({"step_size": float("nan")}, "step_size must be positive, got nan"),
         ({"gradient": "guess"}, "gradient must be one of sampled, exact, got 'guess'"),
         ({"prior_scale": -1.0}, "prior_scale must be at least 0"),

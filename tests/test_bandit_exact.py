@@ -243,7 +243,7 @@ def test_the_gradient_written_out_is_that_of_the_token_loss(config, data):
     batch = make_batch(tables, rollout)
     objective = edited(config, make_control(edit), batch, ()).objective
     slow, fast = (
-        autograd_gradient(moved, rollout, batch, objective),
+        autograd_gradient(config, NONE, moved, rollout, batch, objective),
         closed_form_gradient(tables, rollout, batch, objective),
     )
     # sums of 2 cells products of 7 factors; advantages are below sqrt(samples), ratios below exp(4)
