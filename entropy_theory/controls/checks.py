@@ -1,7 +1,7 @@
 """Checks of hyper-parameters that several controls share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 def check_fraction(name: str, fraction: float) -> None:
@@ -22,6 +22,12 @@ def check_seed(name: str, seed: int) -> None:
     """Raise ValueError unless the seed fits in a signed 64-bit integer, which is what random draws hold."""
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"{name} must fit in 64 bits, got {seed}")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_target(name: str, target: float, most: Callable[[int], float] = math.log) -> Callable[[int], None]:
