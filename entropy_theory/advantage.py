@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from entropy_theory.reduce import group_deviation, group_mean, group_size, token_mean
+from entropy_theory.covariances import TOKENS
+from entropy_theory.reduce import group_deviation, group_mean, group_size, token_count, token_mean
 
 
 def grpo(reward: Tensor, group: Tensor, eps: float = 1e-6) -> Tensor:
@@ -59,11 +60,15 @@ def reinforce_baseline(reward: Tensor, group: Tensor) -> Tensor:
 def whitened(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     r"""(A - mean) / sqrt(var + eps) over the valid tokens of each replica; var with n - 1, 0 where masked.
 
+    Exactly 0 where all advantages are equal: the smallest is taken off first, as in `reduce.group_deviation`.
+
     Args:
-      advantage, mask: E; eps: reward units squared, bounds the quotient where all advantages are equal.
+      advantage, mask: E; eps: reward units squared, bounds the quotient where advantages are nearly equal.
     """
-    deviation = torch.where(mask, advantage - token_mean(advantage, mask)[..., None, None], 0.0)
-    count = mask.sum((-2, -1)).clamp(min=1)
+    smallest = torch.where(mask, advantage, torch.inf).amin(TOKENS, keepdim=True)
+    above = torch.where(mask, advantage - smallest, 0.0)
+    deviation = torch.where(mask, above - token_mean(above, mask)[..., None, None], 0.0)
+    count = token_count(mask)
     variance = token_mean(deviation.square(), mask) * count / (count - 1).clamp(min=1)
     return deviation / (variance + eps).sqrt()[..., None, None]
 

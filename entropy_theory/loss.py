@@ -23,7 +23,7 @@ def token_loss(logp: Tensor, entropy: Tensor, batch: Batch, objective: Objective
 
     The surrogate is min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp) (Schulman et al. 2017, arXiv
     1707.06347, eq. 7) or another of `surrogate.SURROGATES`; the rest is what a control may edit.
-    The log-ratio is not clamped: a clamp would change gradients silently.
+    The log-ratio is not clamped short of overflow (`surrogate.HEADROOM`): a clamp would change gradients silently.
 
     Args:
       logp, entropy: E, nats, of the policy being optimised, with grad.
