@@ -5,6 +5,7 @@
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,6 +57,7 @@ class Row:
 CONTRACT: dict[str, Row] = {
     "none": Row(acting={}, acts_on_fresh=False, acts_on_stale=False, neutral={}),
     "entropy_bonus": Row(acting={"coef": 0.3}, acts_on_fresh=True, neutral={"coef": 0.0}),
+    "kl_to_reference": Row(acting={"coef": 0.3}, acts_on_fresh=True, neutral={"coef": 0.0}),
     # 0.2 is the clip of `Objective.from_batch`
     "clip_higher": Row(acting={"clip_high": 0.45}, acts_on_fresh=False, neutral={"clip_high": 0.2}),
     # no score lies above 1e9, so nothing is eligible
@@ -71,6 +73,38 @@ CONTRACT: dict[str, Row] = {
         neutral={"coef": 0.0},
         neutral_equals=without_clip,
     ),
+    # the first measured entropy is .1: below the targets of .2 and .3
+    "adaptive_entropy": Row(acting={"delta": 0.3}, acts_on_fresh=True, steps=1, neutral={"high": 0.0}),
+    "aer": Row(acting={"start": 0.3, "high": 0.3}, acts_on_fresh=True, neutral={"high": 0.0}),
+    "entropic": Row(
+        acting={"target": 0.3, "threshold": 0.3},
+        acts_on_fresh=True,
+        steps=1,
+        neutral={"proportional": 0.0, "integral": 0.0},
+    ),
+    # the lowest half of the tokens holds punished ones; without a cap on ratios and a pull nothing is left
+    "lp_reg": Row(
+        acting={"fraction": 0.5, "coef": 0.7},
+        acts_on_fresh=True,
+        neutral={"coef": 0.0, "ratio_cap": None},
+    ),
+    # an infinite temperature compares nothing
+    "egsw": Row(acting={"alpha": 0.3}, acts_on_fresh=True, neutral={"temperature": math.inf}),
+    # the factor cancels in the advantage alone
+    "era": Row(acting={"low": 0.9, "high": 1.0}, acts_on_fresh=True, neutral={"factor": 1.0}),
+    # it edits no objective: the policy itself is another
+    "era_activation": Row(acting={}, acts_on_fresh=False, acts_on_stale=False),
+    "high_entropy_tokens": Row(acting={"fraction": 0.5}, acts_on_fresh=True, neutral={"fraction": 1.0}),
+    "entropy_advantage": Row(acting={"alpha": 0.3}, acts_on_fresh=True, neutral={"alpha": 0.0}),
+    "weighted_reinforce": Row(acting={}, acts_on_fresh=True, neutral={"positive_weight": 1.0}),
+    "steer": Row(acting={}, acts_on_fresh=True, neutral={"lowest_weight": 1.0}),
+    "quantile_advantage": Row(acting={}, acts_on_fresh=True),
+    # the exact entropy of the batch stands for that of the policy without its unlikely actions
+    "aent": Row(acting={"coef": 0.3}, acts_on_fresh=True, neutral={"coef": 0.0}),
+    # it edits no objective: the next rollout is sampled otherwise
+    "temperature": Row(acting={}, acts_on_fresh=False, acts_on_stale=False, neutral={"low": 1.0, "high": 1.0}),
+    "cov_state": Row(acting={}, acts_on_fresh=True, neutral={"keep": 1.0}),
+    "budget": Row(acting={}, acts_on_fresh=True, neutral={"share": 1.0}),
 }
 
 NAMES = sorted(CONTRACT)
@@ -194,16 +228,18 @@ def fixed_batch(fresh):
     old = -normal(shape).abs() - 0.1
     ratio = torch.tensor([0.6, 0.9, 1.1, 1.35], dtype=torch.float64).expand(shape)
     new = old if fresh else old + ratio.log()
+    advantage = normal(shape)
     return Batch(
         logp=new,
         old_logp=old,
-        advantage=normal(shape),
+        advantage=advantage,
         mask=torch.arange(4) < torch.tensor([4, 3] * (LARGE // 2))[:, None],
         entropy=normal(shape).abs(),
         outcome=torch.tensor([0.0, 1.0] * (LARGE // 2), dtype=torch.float64),
         group=torch.arange(LARGE) // 5,
         ref_logp=new + 0.1 * normal(shape),
         proxy_logp=new + 0.1 * normal(shape),
-        collision=0.3 * normal(shape).abs(),
+        # on the whole, entropy is predicted to fall
+        collision=(0.1 + 0.5 * (advantage < 0)) * normal(shape).abs(),
         micro_batch=torch.arange(LARGE) % 3,
     )

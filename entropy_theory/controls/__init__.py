@@ -12,18 +12,52 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from entropy_theory.control import Control, Need, chain
+from entropy_theory.controls.adaptive_entropy import adaptive_entropy
+from entropy_theory.controls.aent import aent
+from entropy_theory.controls.aer import aer
+from entropy_theory.controls.budget import budget
 from entropy_theory.controls.clip_cov import clip_cov
 from entropy_theory.controls.clip_higher import clip_higher
+from entropy_theory.controls.cov_state import cov_state
+from entropy_theory.controls.egsw import egsw
+from entropy_theory.controls.entropic import entropic
+from entropy_theory.controls.entropy_advantage import entropy_advantage
 from entropy_theory.controls.entropy_bonus import entropy_bonus
+from entropy_theory.controls.era import era
+from entropy_theory.controls.era_activation import era_activation
+from entropy_theory.controls.high_entropy_tokens import high_entropy_tokens
 from entropy_theory.controls.kl_cov import kl_cov
+from entropy_theory.controls.kl_to_reference import kl_to_reference
+from entropy_theory.controls.lp_reg import lp_reg
 from entropy_theory.controls.none import none
+from entropy_theory.controls.quantile_advantage import quantile_advantage
+from entropy_theory.controls.steer import steer
+from entropy_theory.controls.temperature import temperature
+from entropy_theory.controls.weighted_reinforce import weighted_reinforce
 
 CONTROLS: dict[str, Callable[..., Control]] = {
     "none": none,
     "entropy_bonus": entropy_bonus,
+    "kl_to_reference": kl_to_reference,
     "clip_higher": clip_higher,
     "clip_cov": clip_cov,
     "kl_cov": kl_cov,
+    "adaptive_entropy": adaptive_entropy,
+    "aer": aer,
+    "entropic": entropic,
+    "lp_reg": lp_reg,
+    "egsw": egsw,
+    "era": era,
+    "era_activation": era_activation,
+    "high_entropy_tokens": high_entropy_tokens,
+    "entropy_advantage": entropy_advantage,
+    "weighted_reinforce": weighted_reinforce,
+    "steer": steer,
+    "quantile_advantage": quantile_advantage,
+    "aent": aent,
+    "temperature": temperature,
+    "cov_state": cov_state,
+    "budget": budget,
 }
 
 EXCLUSIVE = {
