@@ -67,7 +67,7 @@ def test_advance_does_not_write_into_its_state():
     [
         ({"target_entropy": 0.0, "delta": 0.1}, "target_entropy"),
         ({"target_entropy": 0.3, "delta": -0.1}, "-0.1"),
-        ({"target_entropy": 0.3, "delta": 0.1, "low": 2.0, "high": 1.0}, "2.0 > 1.0"),
+        ({"target_entropy": 0.3, "delta": 0.1, "low": 2.0, "high": 1.0}, "start must lie between low and high, got 2.0, 0.0 and 1.0"),
     ],
 )
 def test_bad_parameters_are_named(arguments, named):
