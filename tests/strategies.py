@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import entropy_theory.controls as registry
 from entropy_theory.records import Batch, Objective, Penalty
+from sims.bandit_config import BanditConfig
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 LARGEST_LOGIT = 50.0
@@ -255,3 +256,22 @@ def controls(draw):
     row = CONTRACT[name]
     options = [{}, row.acting, *([row.neutral] if row.neutral is not None else [])]
     return name, draw(st.sampled_from(options))
+
+
+@st.composite
+def bandit_configs(draw, families=("random", "rare_good_arm", "deceptive", "contextual", "tree"), **fixed):
+    """Small bandits of every family, one seed and one problem."""
+    family = draw(st.sampled_from(families))
+    free = family in ("random", "contextual", "tree")
+    settings = {
+        "family": family,
+        "arms": draw(st.integers(2 if free else 3, 4)),
+        "states": draw(st.integers(1, 4)),
+        "depth": draw(st.integers(1, 3)),
+        "features": draw(st.sampled_from([0, 0, 1, 5])) if free else 0,
+        "prior_scale": draw(st.sampled_from([0.0, 1.0, 3.0])),
+        "seed": draw(st.integers(0, 1000)),
+        "seeds": 1,
+        "problems": 1,
+    }
+    return BanditConfig(**(settings | fixed))

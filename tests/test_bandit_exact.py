@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import bandit_configs
 
 from entropy_theory.control import control as make_control
 from entropy_theory.controls import build
 from entropy_theory.remainder import second_order_remainder_bound
 from entropy_theory.softmax import entropy
 from sims import bandit_exact
-from sims.bandit_config import BanditConfig
+from sims.bandit_config import ADVANTAGES, BanditConfig
 from sims.bandit_measure import Step, measure_first, measure_return, measure_rollout, through_kernel
 from sims.bandit_problem import logits_of, make_problem
 from sims.bandit_rollout import ROLLOUTS, Rollout, advantage_of, at_tokens, make_batch, pull, tables_of
@@ -25,25 +26,6 @@ from sims.bandit_update import autograd_gradient, closed_form_gradient, edited, 
 
 U = torch.finfo(torch.float64).eps / 2
 NONE = build("none", {})
-
-
-@st.composite
-def configs(draw, families=("random", "rare_good_arm", "deceptive", "contextual", "tree"), **fixed):
-    """Small bandits of every family, one seed and one problem."""
-    family = draw(st.sampled_from(families))
-    free = family in ("random", "contextual", "tree")
-    settings = {
-        "family": family,
-        "arms": draw(st.integers(2 if free else 3, 4)),
-        "states": draw(st.integers(1, 4)),
-        "depth": draw(st.integers(1, 3)),
-        "features": draw(st.sampled_from([0, 0, 1, 5])) if free else 0,
-        "prior_scale": draw(st.sampled_from([0.0, 1.0, 3.0])),
-        "seed": draw(st.integers(0, 1000)),
-        "seeds": 1,
-        "problems": 1,
-    }
-    return BanditConfig(**(settings | fixed))
 
 
 def rounding(config: BanditConfig, size: float = 1.0) -> float:
@@ -73,7 +55,7 @@ def step(config, problem, rollout, control=NONE, parameters=None):
 # --- exact quantities -----------------------------------------------------------------------------------------------
 
 
-@given(configs())
+@given(bandit_configs())
 def test_return_entropy_occupancy_and_values(config):
     problem = make_problem(config)
     policy, _, _, start, walks = replica(problem)
@@ -104,7 +86,7 @@ def test_return_entropy_occupancy_and_values(config):
             assert abs(values[state, arm].item() - oracle.action_value(walks, state, arm)) <= bound / 1e-6
 
 
-@given(configs(gradient="exact"))
+@given(bandit_configs(gradient="exact"))
 def test_sequences_are_all_there_are(config):
     problem = make_problem(config)
     *_, walks = replica(problem)
@@ -122,7 +104,7 @@ def test_sequences_are_all_there_are(config):
         assert abs(by_path[walk.path] - walk.probability) <= rounding(config) * walk.probability
 
 
-@given(configs(families=("tree",), features=0))
+@given(bandit_configs(families=("tree",), features=0))
 def test_rewards_are_paid_at_the_end_only(config):
     problem = make_problem(config)
     inner = problem.child >= 0
@@ -141,16 +123,26 @@ def by_parameters(problem, gradient) -> np.ndarray:
     return np.einsum("sa,saf->f", gradient, problem.features[0, 0].numpy())
 
 
-@given(configs(gradient="exact"), st.sampled_from(["grpo", "reward"]))
+def exact_advantages(name, walks, start):
+    """Advantage of a walk: its reward less a baseline, and less the token mean of that where it is whitened."""
+    firsts, mean = oracle.start_values(walks, start), oracle.value(walks)
+    baseline = {"reward": lambda w: 0.3, "reinforce_baseline": lambda w: mean}
+    baseline |= dict.fromkeys(["reinforce", "reinforce++"], lambda w: 0.0)
+    of = baseline.get(name, lambda w: firsts[w.path[0][0]])
+    tokens = math.fsum(w.probability * len(w.path) * (w.reward - of(w)) for w in walks)
+    shift = tokens / oracle.expected_length(walks) if name.startswith("reinforce++") else 0.0
+    return lambda w: w.reward - of(w) - shift
+
+
+@given(bandit_configs(gradient="exact"), st.sampled_from(ADVANTAGES))
 def test_exact_gradient_is_the_sum_over_sequences(config, name):
     config = dataclasses.replace(config, advantage=name, baseline=0.3)
     problem = make_problem(config)
     policy, _, _, start, walks = replica(problem)
     rollout = ROLLOUTS["exact"](config, problem, tables_of(logits_of(problem, problem.parameters)), 0)
     change = (step(config, problem, rollout) - problem.parameters)[0, 0].numpy()
-    values = oracle.start_values(walks, start)
-    advantages = {"grpo": lambda w: w.reward - values[w.path[0][0]], "reward": lambda w: w.reward - 0.3}
-    expected = by_parameters(problem, oracle.token_mean_gradient(walks, policy, advantages[name]))
+    advantage = exact_advantages(name, walks, start)
+    expected = by_parameters(problem, oracle.token_mean_gradient(walks, policy, advantage))
     # the features multiply it by up to a few; differences with parameters of up to 12 round by 12 u
     size = 1 if problem.features is None else float(problem.features.abs().sum(-2).max())
     np.testing.assert_allclose(change, config.step_size * expected, rtol=0, atol=rounding(config, size) + 24 * U)
@@ -195,7 +187,7 @@ def test_sampled_gradient_is_unbiased(family, advantage):
     np.testing.assert_allclose(mean[0, 0].numpy(), expected, rtol=0, atol=144 * 50 * 4 * U)
 
 
-@given(configs(families=("random", "contextual", "tree"), natural=True, gradient="exact", prior_scale=1.0))
+@given(bandit_configs(families=("random", "contextual", "tree"), natural=True, gradient="exact", prior_scale=1.0))
 def test_natural_gradient_is_the_pseudo_inverse_of_the_fisher_matrix(config):
     problem = make_problem(config)
     policy, _, _, start, walks = replica(problem)
@@ -222,7 +214,7 @@ def test_natural_gradient_is_the_pseudo_inverse_of_the_fisher_matrix(config):
     np.testing.assert_allclose(change, expected, rtol=0, atol=bound)
 
 
-@given(configs(families=("random", "contextual"), gradient="sampled", samples=20), st.data())
+@given(bandit_configs(families=("random", "contextual"), gradient="sampled", samples=20), st.data())
 def test_the_gradient_written_out_is_that_of_the_token_loss(config, data):
     """For kinds with shares, whatever a pointwise control does to an objective."""
     problem = make_problem(config)
@@ -262,7 +254,7 @@ def looked_at(config, problem, step_size):
     return measure_first(config, problem, moved, rollout), moved, rollout
 
 
-@given(configs(advantage="rloo", samples=12))
+@given(bandit_configs(advantage="rloo", samples=12))
 def test_prediction_through_the_kernel_is_the_derivative_of_entropy(config):
     """Logits are linear in the parameters, so the error is a quadratic form and the third order's remainder: halving
     the step quarters it up to (1/8 + 1/4) of the remainder's bound, and up to rounding of entropies below 2."""
@@ -281,7 +273,7 @@ def test_prediction_through_the_kernel_is_the_derivative_of_entropy(config):
     assert abs(errors[1] - errors[0] / 4) <= 3 / 8 * remainder + rounding(config, 2.0)
 
 
-@given(configs(advantage="rloo", samples=12))
+@given(bandit_configs(advantage="rloo", samples=12))
 def test_theorem_1_through_the_kernel_in_numbers(config):
     """Inner product of two gradients formed by hand: entropy at the tokens' states, and A log pi of the tokens."""
     problem = make_problem(config)
@@ -305,7 +297,7 @@ def test_theorem_1_through_the_kernel_in_numbers(config):
         assert abs(found["theorem_1_through_kernel_per_step_size"].item() - plain) <= bound
 
 
-@given(configs(families=("contextual",), features=0, gradient="exact", advantage="grpo"))
+@given(bandit_configs(families=("contextual",), features=0, gradient="exact", advantage="grpo"))
 def test_exact_step_obeys_theorem_1_at_every_state(config):
     """With d(s) in each state's step, in a table of several states."""
     problem = make_problem(config)

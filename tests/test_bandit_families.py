@@ -13,7 +13,7 @@ from entropy_theory.controls import build
 from entropy_theory.draw import uniform
 from entropy_theory.runs import Run, read_metrics
 from sims import bandit, bandit_tally
-from sims.bandit_config import FAMILIES, BanditConfig
+from sims.bandit_config import ADVANTAGES, FAMILIES, BanditConfig
 from sims.bandit_problem import logits_of, make_problem
 from sims.bandit_rollout import pull, tables_of
 
@@ -82,10 +82,14 @@ def test_sequences_follow_the_draws_one_by_one(settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"family": "contextual"}, {"family": "contextual", "groups": 5}])
-@pytest.mark.parametrize("advantage", ["grpo", "rloo", "reward"])
+@pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_kinds_hold_what_the_pulls_hold(settings, advantage):
-    """Counts, advantages and shares of the kinds are those of the pulls, one by one."""
+    """Counts, advantages and shares of the kinds are those of the pulls, one by one, wherever kinds are used."""
     config = small(samples=12, advantage=advantage, baseline=0.25, **settings)
+    beyond = advantage in ("reinforce_baseline", "reinforce++", "reinforce++_baseline")
+    assert bandit_tally.applies(config, build("none", {})) == (not settings or not beyond)
+    if settings and beyond:
+        return
     problem = make_problem(config)
     tables = tables_of(logits_of(problem, problem.parameters))
     pulls = pull(config, problem, tables, 2)
