@@ -13,11 +13,23 @@ from sims.engine import Head
 from sims.learner import Learner, adam_step_of_all, natural_step_of_actor
 from sims.ppo import Transitions
 
-_ALWAYS = frozenset({Need.ENTROPY_GRAD, Need.SAMPLES, Need.LOGIT_SCALE, Need.ACTIVATION, Need.SAMPLING})
+_ALWAYS = frozenset(
+    {
+        Need.ENTROPY_GRAD,
+        Need.ENTROPY_SUPPORT,
+        Need.SAMPLES,
+        Need.REF_LOGP,
+        Need.PROXY_LOGP,
+        Need.COLLISION,
+        Need.LOGIT_SCALE,
+        Need.ACTIVATION,
+        Need.SAMPLING,
+    }
+)
 
 
 class Algorithm(NamedTuple):
-    """One algorithm; the loss is PPO's clipped surrogate of the control's objective in all of them.
+    """One algorithm; the loss is the run's surrogate (PPO's clipped one) of the control's objective in all of them.
 
     play:        (learner, environments, head, number) -> Rollout
     transitions: (learner, rollout, head) -> (transitions, the sampling policy's entropy, E)

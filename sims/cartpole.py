@@ -13,9 +13,11 @@ from torch import Tensor
 from entropy_theory.control import Control, Need, check_fits
 from entropy_theory.controls import build
 from entropy_theory.draw import uniform
+from entropy_theory.measure import reference_kl
 from entropy_theory.records import Batch, Measurement, Objective, Sampling
 from entropy_theory.reduce import token_mean
 from entropy_theory.runs import Progress, Run
+from entropy_theory.softmax import collision
 from sims.algorithms import ALGORITHMS
 from sims.cartpole_blocks import (
     Block,
@@ -34,10 +36,10 @@ from sims.cartpole_measure import Metrics, before_update, measure_last, measure_
 from sims.crew import Crew, Step
 from sims.engine import ENGINES, Head, Outputs, make_head, resolve_engine
 from sims.environments import ENVIRONMENTS
-from sims.learner import PROBE, Learner, fresh_learner, policy_at, stream_keys
+from sims.learner import PROBE, Learner, fitted, fresh_learner, policy_at, policy_term, stream_keys
 from sims.networks import keep_freed_memory
 from sims.ppo import Transitions, ValueTerm
-from sims.rollouts import Played, minibatches, new_envs
+from sims.rollouts import Played, minibatches, new_envs, with_other_policies
 
 WINDOW = 100
 """Finished episodes in the reported mean return."""
@@ -65,11 +67,16 @@ def play(learner: Learner, envs: Environments, head: Head, number: int) -> Playe
     """Rollout `number`, and what the algorithm makes of it."""
     algorithm = ALGORITHMS[learner.config.algorithm]
     rollout = algorithm.play(learner, envs, head, number)
-    return Played(rollout, *algorithm.transitions(learner, rollout, head), head)
+    transitions, entropies = algorithm.transitions(learner, rollout, head)
+    return Played(rollout, with_other_policies(learner, transitions, head), entropies, head)
 
 
-def make_batch(minibatch: Transitions, logp: Tensor, entropies: Tensor) -> Batch:
-    """The record of these transitions under the policy as it is now, given its log-probabilities and entropies, E."""
+def make_batch(minibatch: Transitions, logp: Tensor, entropies: Tensor, collisions: Tensor | None = None) -> Batch:
+    """The record of these transitions under the policy as it is now.
+
+    Args:
+      logp, entropies, collisions: of this policy, E; the last only if needed.
+    """
     return Batch(
         logp=logp,
         old_logp=minibatch.old_logp,
@@ -78,6 +85,9 @@ def make_batch(minibatch: Transitions, logp: Tensor, entropies: Tensor) -> Batch
         entropy=entropies,
         outcome=minibatch.outcome,
         group=minibatch.group,
+        ref_logp=minibatch.ref_logp,
+        proxy_logp=minibatch.proxy_logp,
+        collision=collisions,
     )
 
 
@@ -93,7 +103,8 @@ def apply_update(
     """One step of the algorithm down the gradient of the loss, after `update` steps before it."""
     config, engine, algorithm = learner.config, learner.engine, ALGORITHMS[learner.config.algorithm]
     critic = ValueTerm(algorithm.value_share * config.value_coef, config.value_clip)
-    by_heads = engine.head_gradient(head, outputs, minibatch, batch, objective, critic)
+    actor = policy_term(config, learner.control)
+    by_heads = engine.head_gradient(head, outputs, minibatch, batch, objective, critic, actor)
     gradients = engine.backward(learner.networks, outputs, *by_heads)
     algorithm.update(learner, head, outputs, minibatch, gradients, update)
 
@@ -113,7 +124,8 @@ def train_rollout(block: Block, number: int, save: bool) -> tuple[Metrics, State
 
     Returns: metrics over the block's seeds, and the block's state if it is to be saved.
     """
-    learner, rollout, transitions, entropies, head = block.learner, *block.played
+    rollout, transitions, entropies, head = block.played
+    learner = fitted(block.learner, head)
     config, control, engine, networks = learner.config, learner.control, learner.engine, learner.networks
     measured = config.measure_every > 0 and number % config.measure_every == 0
     last = config.updates_per_rollout - 1
@@ -133,7 +145,8 @@ def train_rollout(block: Block, number: int, save: bool) -> tuple[Metrics, State
             # a penalty on |log ratio| has a gradient of full size at 1e-8 and none at 0.
             transitions.old_logp.scatter_(1, index.unsqueeze(-1).expand_as(logp), logp)  # for later epochs
             minibatch = minibatch._replace(old_logp=logp)
-        batch = make_batch(minibatch, logp, now)
+        collisions = collision(policy).view(logp.shape) if Need.COLLISION in control.needs else None
+        batch = make_batch(minibatch, logp, now, collisions)
         plain = Objective.from_batch(batch, config.clip_low, config.clip_high)
         objective = control.edit(plain, batch, block.control)
         # update
@@ -146,7 +159,8 @@ def train_rollout(block: Block, number: int, save: bool) -> tuple[Metrics, State
         if measured and update == last:
             metrics |= measure_last(plain, objective, batch)
         # advance
-        block.control = control.advance(block.control, Measurement(token_mean(batch.entropy, batch.mask)))
+        measured_now = Measurement(token_mean(batch.entropy, batch.mask), reference_kl(batch))
+        block.control = control.advance(block.control, measured_now)
     if not all(torch.isfinite(weight).all() for weight in networks):
         raise ValueError(f"the networks are no longer finite after rollout {number}; lower lr ({config.lr})")
     state = block_state(block) if save else None  # before the next rollout, which a resumed run plays again
@@ -164,7 +178,8 @@ def begin_rollout(block: Block, number: int) -> None:
     like = torch.ones(len(block.env_steps), dtype=block.learner.networks.bias_1.dtype)
     temperature = control.sample(Sampling(like), block.control).temperature
     # rollout, advantage
-    block.played = play(block.learner, block.envs, make_head(control, temperature), number)
+    head = make_head(control, temperature)
+    block.played = play(fitted(block.learner, head), block.envs, head, number)
 
 
 def open_blocks(configs: Sequence[CartPoleConfig], saved: State | None) -> Step:

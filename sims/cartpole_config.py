@@ -12,6 +12,11 @@ MAX_STEPS = {"CartPole-v1": 500, "Acrobot-v1": 500, "MountainCar-v0": 200}
 EPISODES = ("grpo", "reinforce")
 """Algorithms that play whole episodes; the others play segments of a fixed length."""
 
+SURROGATES = ("ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce")
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
+ADVANTAGES = ("grpo", "rloo", "dr_grpo", "reinforce", "reinforce_baseline", "reinforce++", "reinforce++_baseline")
+"""The names of `entropy_theory.surrogate`, `aggregation` and `advantage`, which import torch."""
+
 SHORTEST_EPISODE = 4
 """No episode of these environments ends earlier."""
 
@@ -25,6 +30,15 @@ class CartPoleConfig:
     algorithm: Literal["ppo", "grpo", "reinforce", "npg"] = "ppo"
     """ppo; npg (natural gradient) with PPO's advantages; grpo or reinforce on whole episodes, without critic. All take
     several clipped updates on a rollout; --epochs 1 --minibatches 2 comes closest to the textbook."""
+    surrogate: Literal["ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce"] = "ppo"
+    """What is maximised for a step, as a function of its ratio."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = "token-mean"
+    """How the losses of a minibatch's steps become one number. With ppo and npg a sequence is one step, and all four
+    are the same."""
+    advantage: Literal[
+        "grpo", "rloo", "dr_grpo", "reinforce", "reinforce_baseline", "reinforce++", "reinforce++_baseline"
+    ] = "grpo"
+    """grpo: advantage of an episode from the outcomes of its group or rollout; every step has it."""
     control: str = "none"
     """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""
     set: dict[str, float | str] = field(default_factory=dict)
@@ -78,6 +92,13 @@ class CartPoleConfig:
     """Units in each of the two tanh layers of actor and critic."""
     init: Literal["orthogonal", "default"] = "orthogonal"
     """Weights at the start: orthogonal with a nearly uniform policy, or as torch.nn.Linear begins."""
+    init_gain: float = 1.0
+    """Factor on the actor's head at the start: above 1 for a policy that begins more decided."""
+    init_entropy: float = 0.0
+    """Entropy-aware initialisation: a seed's weights are drawn again until its policy's mean entropy over a short
+    rollout is this share of ln(actions), 0 for off."""
+    init_tries: int = 10
+    """Entropy-aware initialisation: most draws; if none reaches init_entropy, the best is kept."""
     measure_every: int = 1
     """Rollouts between measurements of entropy changes, 0 for none; one in every rollout takes 7 % of a default run's
     time with engine numba, 14 % with torch."""
@@ -111,6 +132,11 @@ class CartPoleConfig:
         return self.copies * (MAX_STEPS[self.env] if self.algorithm in EPISODES else self.steps)
 
     @property
+    def horizon(self) -> int:
+        """Steps of a row of the records, at most."""
+        return MAX_STEPS[self.env] if self.algorithm in EPISODES else 1
+
+    @property
     def rollouts(self) -> int:
         """Rollouts in the run."""
         return self.episode_rollouts if self.algorithm in EPISODES else self.total_timesteps // self.rollout_size
@@ -123,18 +149,26 @@ class CartPoleConfig:
     def __post_init__(self):
         require_at_least(self, 1, "seeds", "envs", "steps", "groups", "epochs", "minibatches", "hidden", "threads")
         require_at_least(self, 1, "save_every")
-        require_at_least(self, 1, "episode_rollouts")
+        require_at_least(self, 1, "episode_rollouts", "init_tries")
         require_at_least(self, 0, "value_coef", "damping", "measure_every")
-        require_positive(self, "clip_low", "clip_high", "max_grad_norm", "target_kl", "value_clip")
-        require_share(self, "gamma", "gae_lambda")
+        require_positive(self, "clip_low", "clip_high", "max_grad_norm", "target_kl", "value_clip", "init_gain")
+        require_share(self, "gamma", "gae_lambda", "init_entropy")
         require_choice(self, "env", tuple(MAX_STEPS))
         require_choice(self, "algorithm", ("ppo", "npg", *EPISODES))
+        require_choice(self, "surrogate", SURROGATES)
+        require_choice(self, "aggregation", AGGREGATIONS)
+        require_choice(self, "advantage", ADVANTAGES)
         require_choice(self, "init", ("orthogonal", "default"))
         require_choice(self, "normalise", ("rollout", "minibatch"))
         require_choice(self, "dtype", ("float32", "float64"))
         require_choice(self, "engine", ("auto", "torch", "numba"))
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr must lie in (0, 1], got {self.lr}")
+        if self.advantage != "grpo" and self.algorithm != "grpo":
+            raise ValueError(
+                f"advantage {self.advantage!r} compares the episodes of algorithm grpo; {self.algorithm} has an "
+                "advantage of its own, so leave advantage at grpo"
+            )
         if self.algorithm in EPISODES:
             self._check_episodes()
         else:

@@ -15,7 +15,7 @@ from entropy_theory.records import Batch, Objective
 from entropy_theory.softmax import token_statistics
 from sims.cartpole_env import Environments, Rollout, collect
 from sims.networks import Networks, actor_critic
-from sims.ppo import Transitions, ValueTerm, adam_step, clip_gradients, ppo_loss
+from sims.ppo import PolicyTerm, Transitions, ValueTerm, adam_step, clip_gradients, ppo_loss
 
 
 class Outputs(NamedTuple):
@@ -56,8 +56,9 @@ class Engine(NamedTuple):
     forward:   (networks, observation [seeds, states, inputs]) -> Outputs
     evaluate:  the same where nothing will be differentiated: keeps nothing
     statistics: (policy's logits [seeds, states, actions], action [seeds, states]) -> (logp, entropy) [seeds, states]
-    head_gradient: (head, outputs, minibatch, batch, objective, critic) -> derivatives of the loss by
+    head_gradient: (head, outputs, minibatch, batch, objective, critic, actor) -> derivatives of the loss by
                (logits, value); records are E = [seeds, rows, steps] with rows * steps the states of the outputs
+    knows:     (head, actor) -> whether head_gradient takes these; ask `fitting` for an engine that does
     backward:  (networks, outputs, d_logits, d_value) -> gradients, as `Networks`
     adam:      (networks, gradients, first, second, max_norm, step, lr): clips each seed's gradient, then one step of
                Adam, in place; step counts from 1
@@ -67,7 +68,10 @@ class Engine(NamedTuple):
     forward: Callable[[Networks, Tensor], Outputs]
     evaluate: Callable[[Networks, Tensor], Outputs]
     statistics: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    head_gradient: Callable[[Head, Outputs, Transitions, Batch, Objective, ValueTerm], tuple[Tensor, Tensor]]
+    head_gradient: Callable[
+        [Head, Outputs, Transitions, Batch, Objective, ValueTerm, PolicyTerm], tuple[Tensor, Tensor]
+    ]
+    knows: Callable[[Head, PolicyTerm], bool]
     backward: Callable[[Networks, Outputs, Tensor, Tensor], Networks]
     adam: Callable[[Networks, Networks, Networks, Networks, float, int, float], None]
 
@@ -85,12 +89,18 @@ def _evaluate(networks: Networks, observation: Tensor) -> Outputs:
 
 
 def head_gradient(
-    head: Head, outputs: Outputs, minibatch: Transitions, batch: Batch, objective: Objective, critic: ValueTerm
+    head: Head,
+    outputs: Outputs,
+    minibatch: Transitions,
+    batch: Batch,
+    objective: Objective,
+    critic: ValueTerm,
+    actor: PolicyTerm,
 ) -> tuple[Tensor, Tensor]:
     """Derivatives of `ppo_loss` by the networks' logits and values, by autograd on these alone."""
     logits, value = (output.detach().requires_grad_() for output in outputs[:2])
     with torch.enable_grad():
-        loss = ppo_loss(head.policy(logits), value, minibatch, batch, objective, critic)
+        loss = ppo_loss(head.policy(logits), value, minibatch, batch, objective, critic, actor)
     return torch.autograd.grad(loss, (logits, value))
 
 
@@ -104,7 +114,27 @@ def _adam(networks, gradients, first, second, max_norm: float, step: int, lr: fl
     adam_step(networks, gradients, first, second, step, lr)
 
 
-TORCH = Engine(collect, _forward, _evaluate, token_statistics, head_gradient, _backward, _adam)
+TORCH = Engine(
+    collect=collect,
+    forward=_forward,
+    evaluate=_evaluate,
+    statistics=token_statistics,
+    head_gradient=head_gradient,
+    knows=lambda head, actor: True,
+    backward=_backward,
+    adam=_adam,
+)
+
+
+def fitting(engine: Engine, head: Head, actor: PolicyTerm) -> Engine:
+    """The engine, with torch's statistics and head gradient where it does not know these.
+
+    Both come from the same code: |logp - old_logp| of two codes would be a rounding error with a gradient of full size
+    on the first update, where there is none.
+    """
+    if engine.knows(head, actor):
+        return engine
+    return engine._replace(statistics=TORCH.statistics, head_gradient=TORCH.head_gradient)
 
 
 class Maker(NamedTuple):

@@ -1,5 +1,8 @@
 """How networks begin."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -35,3 +38,38 @@ def default_networks(key: Tensor, inputs: int, hidden: int, actions: int, dtype:
 
 INITIALISATIONS = {"orthogonal": init_networks, "default": default_networks}
 """(draw keys [2, seeds], inputs, hidden, actions, dtype) -> networks."""
+
+
+class Beginning(NamedTuple):
+    """The networks that were chosen, their policies' mean entropy (nats) and how many were drawn, both [seeds]."""
+
+    networks: Networks
+    entropy: Tensor
+    draws: Tensor
+
+
+def first_above(
+    draw: Callable[[int], Networks], entropy_of: Callable[[Networks], Tensor], least: float, tries: int
+) -> Beginning:
+    """Of each seed the first networks whose entropy is at least `least`, and after `tries` the best of them.
+
+    Entropy-aware model initialisation: Sensors 2022, 22(15), 5845 (arXiv 2108.10533). The rule is the paper's; its
+    threshold and number of tries are unverified (its body could not be read), and keeping the best is ours.
+
+    Args:
+      draw: number of the try -> networks; entropy_of: networks -> [seeds], nats; least: nats; tries: >= 1.
+    """
+    networks = draw(0)
+    best = entropy_of(networks)
+    draws = torch.ones(best.shape, dtype=torch.int64)
+    for number in range(1, tries):
+        searching = best < least
+        if not searching.any():
+            break
+        drawn = draw(number)
+        found = entropy_of(drawn)
+        better = (searching & (found > best))[:, None, None]
+        networks = Networks(*(torch.where(better, a, b).contiguous() for a, b in zip(drawn, networks, strict=True)))
+        best = torch.where(searching, torch.maximum(best, found), best)
+        draws = draws + searching
+    return Beginning(networks, best, draws)

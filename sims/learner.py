@@ -1,22 +1,34 @@
 """What is trained in the CartPole world, its streams of random numbers, and one step of each optimizer."""
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from entropy_theory.control import Control
+from entropy_theory.aggregation import AGGREGATIONS
+from entropy_theory.control import Control, Need
+from entropy_theory.draw import uniform
+from entropy_theory.records import Sampling
+from entropy_theory.reduce import token_mean
+from entropy_theory.softmax import entropy
+from entropy_theory.surrogate import SURROGATES
 from sims.actor import actor_weights, flat, split
 from sims.cartpole_config import CartPoleConfig
-from sims.engine import Engine, Head, Outputs, load_engine
+from sims.cartpole_env import make_envs
+from sims.engine import Engine, Head, Outputs, fitting, load_engine, make_head
 from sims.environments import ENVIRONMENTS
-from sims.initial import INITIALISATIONS
+from sims.initial import INITIALISATIONS, Beginning, first_above
 from sims.natural import fisher_product, natural_step
 from sims.networks import ACTOR, Networks
-from sims.ppo import Transitions
+from sims.ppo import PolicyTerm, Transitions
 
-ACTIONS, SHUFFLE, PROBE, WEIGHTS, RESETS = 1, 2, 3, 4, 6
+ACTIONS, SHUFFLE, PROBE, WEIGHTS, RESETS, TRIAL_ACTIONS, TRIAL_RESETS = 1, 2, 3, 4, 6, 7, 8
 """Streams of random numbers of one seed; the weights take two."""
+
+TRIAL_STEPS = 128
+"""Steps of one environment over which an initial policy's entropy is measured."""
 
 
 def stream_keys(config: CartPoleConfig, stream: int) -> Tensor:
@@ -25,7 +37,10 @@ def stream_keys(config: CartPoleConfig, stream: int) -> Tensor:
 
 
 class Learner(NamedTuple):
-    """What is trained, and how; `first` and `second` are Adam's moments of each weight."""
+    """What is trained, and how.
+
+    first, second: Adam's moments of each weight; reference: the networks as they began, None unless needed.
+    """
 
     config: CartPoleConfig
     control: Control
@@ -33,15 +48,59 @@ class Learner(NamedTuple):
     networks: Networks
     first: Networks
     second: Networks
+    reference: Networks | None = None
+
+
+def policy_term(config: CartPoleConfig, control: Control) -> PolicyTerm:
+    """The actor's part of the run's loss."""
+    support = control.entropy_support if Need.ENTROPY_SUPPORT in control.needs else None
+    return PolicyTerm(SURROGATES[config.surrogate], AGGREGATIONS[config.aggregation], config.horizon, support)
+
+
+def fitted(learner: Learner, head: Head) -> Learner:
+    """The learner with an engine that takes this head and the run's loss."""
+    return learner._replace(engine=fitting(learner.engine, head, policy_term(learner.config, learner.control)))
 
 
 def fresh_learner(config: CartPoleConfig, control: Control) -> Learner:
     """Fresh networks and moments."""
-    key = torch.stack([stream_keys(config, WEIGHTS), stream_keys(config, WEIGHTS + 1)])
-    kind = ENVIRONMENTS[config.env]
-    networks = INITIALISATIONS[config.init](key, kind.inputs, config.hidden, kind.actions, getattr(torch, config.dtype))
+    engine = load_engine(config.engine)
+    networks = beginning(config, control, engine).networks if config.init_entropy else draw_networks(config, 0)
     first, second = (Networks(*map(torch.zeros_like, networks)) for _ in range(2))
-    return Learner(config, control, load_engine(config.engine), networks, first, second)
+    reference = Networks(*map(torch.clone, networks)) if Need.REF_LOGP in control.needs else None
+    return Learner(config, control, engine, networks, first, second, reference)
+
+
+def draw_networks(config: CartPoleConfig, number: int) -> Networks:
+    """The networks of try `number`; in a draw key it sits above the stream."""
+    key = torch.stack([stream_keys(config, WEIGHTS), stream_keys(config, WEIGHTS + 1)]) + (number << 40)
+    kind = ENVIRONMENTS[config.env]
+    drawn = INITIALISATIONS[config.init](key, kind.inputs, config.hidden, kind.actions, getattr(torch, config.dtype))
+    gain = config.init_gain
+    return drawn._replace(actor_weight=gain * drawn.actor_weight, actor_bias=gain * drawn.actor_bias)
+
+
+def beginning(config: CartPoleConfig, control: Control, engine: Engine) -> Beginning:
+    """Entropy-aware initialisation (`initial.first_above`) at `init_entropy` of the largest entropy there is."""
+    least = config.init_entropy * math.log(ENVIRONMENTS[config.env].actions)
+    return first_above(
+        partial(draw_networks, config), partial(trial_entropy, config, control, engine), least, config.init_tries
+    )
+
+
+def trial_entropy(config: CartPoleConfig, control: Control, engine: Engine, networks: Networks) -> Tensor:
+    """Mean entropy of the acting policy over `TRIAL_STEPS` steps of one environment, nats, [seeds]; float64.
+
+    Every try begins in the same state and has the same draws.
+    """
+    like = torch.ones(config.seeds, dtype=networks.bias_1.dtype)
+    head = make_head(control, control.sample(Sampling(like), control.init(torch.zeros_like(like))).temperature)
+    keys = stream_keys(config, TRIAL_ACTIONS).unsqueeze(-1)
+    envs = make_envs(config.env, stream_keys(config, TRIAL_RESETS).unsqueeze(-1))
+    draws = uniform(keys, torch.zeros_like(keys), TRIAL_STEPS)
+    rollout = engine.collect(envs, networks, head, draws, networks.bias_1.dtype)
+    policy = head.policy(engine.evaluate(networks, rollout.observation[:, 0, :-1]).logits)
+    return token_mean(entropy(policy.double()).unsqueeze(1), rollout.mask)
 
 
 LEARNED = ("networks", "first", "second")

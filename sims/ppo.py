@@ -1,18 +1,22 @@
 """The parts of PPO that do not depend on the environment; replicas (seeds) are the leading axis of everything."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from entropy_theory.aggregation import Aggregation
+from entropy_theory.aggregation import token_mean as mean_of_tokens
 from entropy_theory.draw import uniform
 from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.records import Batch, Objective
-from entropy_theory.reduce import token_count, token_mean
-from entropy_theory.softmax import token_statistics
+from entropy_theory.reduce import token_mean
+from entropy_theory.softmax import entropy, token_statistics
+from entropy_theory.surrogate import ppo_clip
 
 
 def gae(
@@ -79,6 +83,24 @@ class ValueTerm(NamedTuple):
     clip: float = math.inf
 
 
+class PolicyTerm(NamedTuple):
+    """The actor's part of the loss.
+
+    surrogate, aggregation: of `surrogate.SURROGATES` and `aggregation.AGGREGATIONS`; horizon: longest row, in steps.
+    entropy_support: logits -> those of the policy whose entropy the bonus raises; None for the policy itself.
+    """
+
+    surrogate: Callable = ppo_clip
+    aggregation: Aggregation = mean_of_tokens
+    horizon: int = 1
+    entropy_support: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is PPO's: the clipped surrogate and the policy's own entropy, averaged over all valid steps."""
+        return self.surrogate is ppo_clip and self.aggregation is mean_of_tokens and self.entropy_support is None
+
+
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     """Scale each seed's gradient, over all its parameters, to norm at most `max_norm`, in place.
 
@@ -127,7 +149,7 @@ class Transitions(NamedTuple):
 
     A row is one transition (1 step) or one episode. observation E + [inputs]; old_logp nats; advantage, value_target
     reward units, and so is old_value, the critic's when the rollout was made; outcome in [0, 1] and group int64
-    [seeds, rows].
+    [seeds, rows]. ref_logp, proxy_logp: under the reference and the filtered policy, nats; None unless needed.
     """
 
     observation: Tensor
@@ -139,6 +161,8 @@ class Transitions(NamedTuple):
     old_value: Tensor
     outcome: Tensor
     group: Tensor
+    ref_logp: Tensor | None = None
+    proxy_logp: Tensor | None = None
 
     @property
     def states(self) -> Tensor:
@@ -149,11 +173,26 @@ class Transitions(NamedTuple):
         """The rows at `index` [..., seeds, n], each seed its own; the fields get the index's leading axes."""
         seeds, count = self.outcome.shape
         flat = (index + count * torch.arange(seeds).unsqueeze(-1)).flatten()
-        return Transitions(*(field.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape) for field in self))
+        return self.map(lambda field: field.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Transitions":
+        """With `function` of every field that there is."""
+        return Transitions(*(None if field is None else function(field) for field in self))
+
+    def unbind(self) -> Iterator["Transitions"]:
+        """Those of each index of the first axis."""
+        fields = (repeat(None) if field is None else field for field in self)
+        return map(Transitions._make, zip(*fields, strict=False))
 
 
 def ppo_loss(
-    policy: Tensor, value: Tensor, minibatch: Transitions, batch: Batch, objective: Objective, critic: ValueTerm
+    policy: Tensor,
+    value: Tensor,
+    minibatch: Transitions,
+    batch: Batch,
+    objective: Objective,
+    critic: ValueTerm,
+    actor: PolicyTerm = PolicyTerm(),  # noqa: B008 - a tuple
 ) -> Tensor:
     """The control's objective plus the critic's term: a mean per seed, seeds summed.
 
@@ -162,11 +201,14 @@ def ppo_loss(
     """
     shape = minibatch.mask.shape
     scaled = policy.unflatten(1, shape[1:]) * objective.logit_scale.unsqueeze(-1)
-    losses = token_loss(*token_statistics(scaled, minibatch.action), batch, objective)
+    logp, entropies = token_statistics(scaled, minibatch.action)
+    if actor.entropy_support:
+        entropies = entropy(actor.entropy_support(scaled))
+    losses = token_loss(logp, entropies, batch, objective, actor.surrogate)
     errors = value_loss(
         value.unflatten(1, shape[1:]), minibatch.value_target, batch.mask, minibatch.old_value, critic.clip
     )
-    return minibatch_loss(losses, token_count(objective.mask)) + critic.coef * errors
+    return minibatch_loss(losses, *actor.aggregation(objective.mask, actor.horizon)) + critic.coef * errors
 
 
 def minibatch_indices(key: Tensor, step: int, count: int, epochs: int, minibatches: int) -> Iterator[Tensor]:

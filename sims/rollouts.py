@@ -5,19 +5,21 @@ Episodes: `groups` first states, `group_size` episodes from each, played to thei
 the longest that the environment allows, so that no seed's numbers depend on another's lengths.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from entropy_theory.advantage import grpo
+from entropy_theory.advantage import ADVANTAGES
+from entropy_theory.control import Need
 from entropy_theory.draw import uniform
 from sims.cartpole_config import CartPoleConfig
 from sims.cartpole_env import Environments, Rollout, make_envs, outcomes, restart
 from sims.engine import Head
 from sims.environments import ENVIRONMENTS
 from sims.learner import ACTIONS, RESETS, SHUFFLE, Learner, stream_keys
+from sims.networks import Networks
 from sims.ppo import Transitions, gae, minibatch_indices, normalise
 
 
@@ -80,8 +82,9 @@ def transitions_of_segments(learner: Learner, rollout: Rollout, head: Head) -> t
         outcomes(rollout, ENVIRONMENTS[config.env]),
         rows.expand(config.seeds, -1).view(mask.shape),  # every row on its own: segments are not compared
     )
-    *tokens, outcome, group = (field.flatten(1, 2) for field in steps)
-    return Transitions(*(field.unsqueeze(2) for field in tokens), outcome, group), entropies.unsqueeze(-1)
+    flat = steps.map(lambda field: field.flatten(1, 2))
+    tokens = flat.map(lambda field: field.unsqueeze(2))
+    return tokens._replace(outcome=flat.outcome, group=flat.group), entropies.unsqueeze(-1)
 
 
 def shuffled_rows(config: CartPoleConfig, number: int) -> Iterator[Tensor]:
@@ -128,9 +131,9 @@ def groups_of(config: CartPoleConfig) -> Tensor:
 
 
 def group_transitions(learner: Learner, rollout: Rollout, head: Head) -> tuple[Transitions, Tensor]:
-    """Every step of an episode has the group-relative advantage of the episode's outcome (`advantage.grpo`)."""
+    """Every step of an episode has the advantage of the episode's outcome (`config.advantage`)."""
     outcome = outcomes(rollout, ENVIRONMENTS[learner.config.env])[:, :, 0]
-    advantage = grpo(outcome, groups_of(learner.config)).unsqueeze(-1)
+    advantage = ADVANTAGES[learner.config.advantage](outcome, groups_of(learner.config), rollout.mask)
     return transitions_of_episodes(learner, rollout, advantage * rollout.mask, head)
 
 
@@ -167,6 +170,29 @@ def shuffled_groups(config: CartPoleConfig, number: int) -> Iterator[Tensor]:
         yield (groups.unsqueeze(-1) * config.group_size + within).flatten(2)
 
 
+# --- other policies at the same steps -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def with_other_policies(learner: Learner, transitions: Transitions, head: Head) -> Transitions:
+    """With log-probabilities under the reference and the filtered policy, where the control needs them.
+
+    The reference is the policy of the fresh networks; the filtered one is made of the policy that sampled, so this is
+    called before the first update. Both have the rollout's activation and temperature.
+    """
+    needs, engine, states = learner.control.needs, learner.engine, transitions.states
+
+    def logp(networks: Networks, change: Callable[[Tensor], Tensor]) -> Tensor:
+        policy = change(head.policy(engine.evaluate(networks, states).logits))
+        return engine.statistics(policy, transitions.action.flatten(1))[0].view(transitions.mask.shape)
+
+    if Need.REF_LOGP in needs:
+        transitions = transitions._replace(ref_logp=logp(learner.reference, lambda policy: policy))
+    if Need.PROXY_LOGP in needs:
+        transitions = transitions._replace(proxy_logp=logp(learner.networks, learner.control.proxy))
+    return transitions
+
+
 # --- minibatches ----------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +208,7 @@ def minibatches(
         taken = taken._replace(group=positions_of_groups(taken.group))
         if config.normalise == "minibatch":
             taken = taken._replace(advantage=normalise(taken.advantage, taken.mask))
-        yield from zip(map(Transitions._make, zip(*taken, strict=True)), index, strict=True)
+        yield from zip(taken.unbind(), index, strict=True)
 
 
 def positions_of_groups(group: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from sims.cartpole_env import env_state, make_envs
 from sims.engine import TORCH, Head, Outputs
 from sims.environments import ENVIRONMENTS
 from sims.networks import Networks, init_networks
-from sims.ppo import Transitions, ValueTerm
+from sims.ppo import PolicyTerm, Transitions, ValueTerm
 
 numba = pytest.importorskip("numba")
 
@@ -289,9 +289,11 @@ def test_head_gradients_are_autograds(data, dtype, seeds, actions):
         None, action, batch.mask, batch.old_logp, batch.advantage, target, old_value, batch.outcome, batch.group
     )
     head = plain_head(seeds)
-    expected = TORCH.head_gradient(head, Outputs(z, value.flatten(1), None), minibatch, batch, objective, critic)
+    expected = TORCH.head_gradient(
+        head, Outputs(z, value.flatten(1), None), minibatch, batch, objective, critic, PolicyTerm()
+    )
     outputs = Outputs(z.to(dtype), value.flatten(1).to(dtype), None)
-    found = numba_engine.ENGINE.head_gradient(head, outputs, minibatch, batch, objective, critic)
+    found = numba_engine.ENGINE.head_gradient(head, outputs, minibatch, batch, objective, critic, PolicyTerm())
     size = scale * z.abs().amax() + 1
 
     def finite(x):
@@ -339,5 +341,8 @@ def test_a_penalty_on_the_ratio_is_silent_on_the_first_update():
     plain = cartpole.Objective.from_batch(batch)
     edited = learner.control.edit(plain, batch, learner.control.init(torch.zeros(config.seeds)))
     assert any((p.coef != 0).any() for p in edited.penalties)
-    pair = [learner.engine.head_gradient(head, outputs, transitions, batch, o, ValueTerm(0.5)) for o in (plain, edited)]
+    pair = [
+        learner.engine.head_gradient(head, outputs, transitions, batch, o, ValueTerm(0.5), PolicyTerm())
+        for o in (plain, edited)
+    ]
     assert same(*pair)

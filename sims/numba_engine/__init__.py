@@ -20,7 +20,7 @@ from sims.networks import Networks
 from sims.numba_engine import adam, head, passes
 from sims.numba_engine.collect import COLLECT, Copies, Records
 from sims.numba_engine.tile import padded
-from sims.ppo import Transitions, ValueTerm
+from sims.ppo import PolicyTerm, Transitions, ValueTerm
 
 KERNELS = (
     *COLLECT.values(),
@@ -117,6 +117,11 @@ def _rows(field: Tensor, dtype: np.dtype | None = None) -> np.ndarray:
     return _array(field, dtype).reshape(len(field), -1)
 
 
+def knows(policy: Head, actor: PolicyTerm) -> bool:
+    """Whether the compiled derivative is that of this loss: PPO's, of the networks' own logits."""
+    return policy.plain and actor.plain
+
+
 _TOKENS = ("weight", "advantage", "clip_low", "clip_high", "entropy_coef", "logit_scale")
 
 
@@ -127,10 +132,9 @@ def head_gradient(
     batch: Batch,
     objective: Objective,
     critic: ValueTerm,
+    actor: PolicyTerm,
 ) -> tuple[Tensor, Tensor]:
-    """As `engine.head_gradient`, which does it where the control changes the policy's logits."""
-    if not policy.plain:
-        return generic.head_gradient(policy, outputs, minibatch, batch, objective, critic)
+    """As `engine.head_gradient`, for what `knows` says."""
     logits, value = (_array(output) for output in outputs[:2])
     dtype = value.dtype
     d_logits, d_value = np.empty_like(logits), np.empty_like(value)
@@ -178,4 +182,13 @@ def clipped_adam(
     adam.clipped_adam(*arrays, *settings)
 
 
-ENGINE = Engine(collect, forward, evaluate, statistics, head_gradient, backward, clipped_adam)
+ENGINE = Engine(
+    collect=collect,
+    forward=forward,
+    evaluate=evaluate,
+    statistics=statistics,
+    head_gradient=head_gradient,
+    knows=knows,
+    backward=backward,
+    adam=clipped_adam,
+)
