@@ -86,3 +86,64 @@ def token_mean_gradient(found, policy, advantage):
                 score = (other == arm) - pi
                 gradient[state][other] += walk.probability * advantage(walk) * score / length
     return gradient
+
+
+class Token(NamedTuple):
+    """What a token adds to a loss: pull * log pi(arm) - bonus * H, of the policy with logits scale * z(state)."""
+
+    state: int
+    arm: int
+    scale: float
+    pull: float
+    bonus: float
+
+
+def loss_gradient(logits, tokens, support=lambda row: range(len(row))):
+    """Derivative of the tokens' loss by the logits z, [state][arm]; H is that of softmax over the arms in support.
+
+    d log pi(a) / dz_b = k ((b = a) - pi_b),    dH / dz_b = -k q_b (log q_b + H) for b in support(k z)
+    """
+    gradient = [[0.0] * len(row) for row in logits]
+    for token in tokens:
+        row = [token.scale * z for z in logits[token.state]]
+        kept = list(support(row))
+        within = softmax([row[b] for b in kept])
+        slope = [token.pull * ((b == token.arm) - pi) for b, pi in enumerate(softmax(row))]
+        for b, q in zip(kept, within, strict=True):
+            slope[b] += token.bonus * q * (math.log(q) + state_entropy(within))
+        for b, part in enumerate(slope):
+            gradient[token.state][b] += token.scale * part
+    return gradient
+
+
+def log_softmax(row):
+    largest = max(row)
+    return [z - largest - math.log(math.fsum(math.exp(x - largest) for x in row)) for z in row]
+
+
+def _unclipped(ratio, advantage, low, high):
+    return ratio * advantage <= min(max(ratio, 1 - low), 1 + high) * advantage
+
+
+def _gate(ratio, advantage):
+    x = (1.0 if advantage > 0 else 1.05) * (ratio - 1)
+    return 1 / (1 + math.exp(-x)) / (1 + math.exp(x))
+
+
+SLOPES = {
+    "ppo": lambda r, s, a, low, high: r * a * _unclipped(r, a, low, high),
+    "dual_clip": lambda r, s, a, low, high: r * a * (_unclipped(r, a, low, high) and (a >= 0 or r <= 3)),
+    "cispo": lambda r, s, a, low, high: min(r, 1 + high) * a,
+    "gspo": lambda r, s, a, low, high: s * a * _unclipped(s, a, low, high),
+    "sapo": lambda r, s, a, low, high: 4 * a * r * _gate(r, a),
+    "reinforce": lambda r, s, a, low, high: a,
+}
+"""Derivative of each surrogate by log pi: of a token's ratio, its sequence's, the advantage, and the clip distances."""
+
+TOKEN_SHARES = {
+    "token-mean": lambda lengths, row, horizon: 1 / sum(lengths),
+    "seq-mean-token-mean": lambda lengths, row, horizon: 1 / lengths[row] / sum(n > 0 for n in lengths),
+    "seq-mean-token-sum": lambda lengths, row, horizon: 1 / sum(n > 0 for n in lengths),
+    "constant": lambda lengths, row, horizon: 1 / horizon / sum(n > 0 for n in lengths),
+}
+"""What a valid token of a row counts for in the loss, from the valid tokens of every row."""
