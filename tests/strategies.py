@@ -275,3 +275,9 @@ def bandit_configs(draw, families=("random", "rare_good_arm", "deceptive", "cont
         "problems": 1,
     }
     return BanditConfig(**(settings | fixed))
+
+
+def entropy_traces(longest: int = 12) -> st.SearchStrategy[list[list[float]]]:
+    """Measured entropies [steps][3 replicas], nats, some of them exactly 0.3."""
+    values = st.one_of(st.sampled_from([0.0, 0.1, 0.3, 0.5, 2.0]), st.floats(0, 3, width=32))
+    return st.lists(st.lists(values, min_size=3, max_size=3), min_size=1, max_size=longest)
