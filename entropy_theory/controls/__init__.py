@@ -164,7 +164,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         if value not in words:
             raise ValueError(f"{key} must be one of {', '.join(words)}, got {value!r}")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # NaN is in no range
         raise ValueError(f"{key} must be a number, got {value!r}")
     if wanted is int and isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{key} must be a whole number, got {value}")
