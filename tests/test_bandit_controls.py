@@ -8,6 +8,7 @@ import bandit_oracle as oracle
 import numpy as np
 import pytest
 import torch
+from contract import CONTRACT, NAMES, PRESETS
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import bandit_configs, generators
@@ -16,6 +17,7 @@ from entropy_theory.advantage import ADVANTAGES
 from entropy_theory.aggregation import AGGREGATIONS
 from entropy_theory.control import Need
 from entropy_theory.control import control as make_control
+from entropy_theory.controls import idle_parts
 from entropy_theory.records import Penalty
 from entropy_theory.surrogate import SURROGATES
 from sims import bandit, bandit_config
@@ -267,6 +269,57 @@ def test_an_exact_step_with_scaled_logits(config, rng):
     gradient = oracle.loss_gradient(logits, tokens)
     bound = 2 * U * (len(tokens) + 10 * (1 + largest) * (config.arms + 72)) * size * config.step_size + 64 * U
     np.testing.assert_allclose((moved - after)[0, 0], config.step_size * np.array(gradient), rtol=0, atol=bound)
+
+
+# --- every control --------------------------------------------------------------------------------------------------
+
+
+TRAINED = BanditConfig(seeds=2, problems=2, arms=4, states=3, depth=3, samples=16, step_size=2.0)
+
+
+ACTING_HERE = {
+    "adaptive_entropy": {"target": 1.2},  # four arms begin with more than its default of .2 nats
+    "lp_reg": {"kappa": 0.5},  # its default filters none of four arms out, and then the penalty is flat at ratio 1
+}
+
+
+def settings_of(name):
+    """Settings of a control that make it act here: of the contract, or of a preset "name:preset"."""
+    control, _, preset = name.partition(":")
+    own = ACTING_HERE.get(control, {})
+    values = {"preset": preset} if preset else CONTRACT[control].acting
+    return control, {f"{control}.{k}": v for k, v in (values | own).items()}
+
+
+def trained(config, control):
+    """Parameters after three rollouts, watched."""
+    problem = make_problem(config)
+    learner = bandit.Learner(problem.parameters, control.init(torch.zeros(problem.key.shape, dtype=torch.float64)))
+    for number in range(3):
+        learner, metrics = bandit.train_rollout(config, control, problem, learner, number, bandit.Watch(True, True))
+        assert all(torch.isfinite(value).all() for value in metrics.values())
+    assert torch.isfinite(learner.parameters).all() and not torch.equal(learner.parameters, problem.parameters)
+    return learner.parameters
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("family", ["random", "contextual", "tree"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_control_trains_and_changes_the_run_unless_it_says_otherwise(name, family, updates):
+    """Beside a control without effect that has the same needs, and so the same pulls, kinds and sums."""
+    name, settings = settings_of(name)
+    config = dataclasses.replace(TRAINED, family=family, control=name, set=settings, updates_per_rollout=updates)
+    control = bandit.build_control(config)
+    idle = idle_parts(name, settings, bandit.provides(config)) or name == "none"
+    unchanged = trained(config, make_control(needs=control.needs))
+    assert torch.equal(trained(config, control), unchanged) == bool(idle)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains(name):
+    name, settings = settings_of(name)
+    config = dataclasses.replace(TRAINED, family="contextual", control=name, set=settings)
+    trained(config, bandit.build_control(config))
 
 
 # --- settings -------------------------------------------------------------------------------------------------------

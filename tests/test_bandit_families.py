@@ -43,6 +43,11 @@ def run(config: BanditConfig, folder, progress=None) -> list[dict]:
     return read_metrics(folder)
 
 
+def acting(control) -> dict:
+    """The parameters of a control, or of a chain, with which it edits a small batch."""
+    return {f"{n}.{k}": v for n in control.split("+") for k, v in CONTRACT[n].acting.items()}
+
+
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 
@@ -190,14 +195,16 @@ def test_change_of_entropy_follows_temperature_and_activation():
         assert (before["policy_entropy_change"] < 0).all()
 
 
-CONTROLS = [*NAMES, *CHAINS]
+KINDS_OF_CHAINS = [{"family": "random"}, {"family": "contextual", "gradient": "exact"}, {"family": "tree"}]
+CASES = [(name, kind) for name in NAMES for kind in KINDS] + [
+    (name, kind) for name in CHAINS for kind in KINDS_OF_CHAINS
+]
 
 
-@pytest.mark.parametrize("control", CONTROLS)
-@pytest.mark.parametrize("settings", KINDS, ids=name_of)
+@pytest.mark.parametrize(("control", "settings"), CASES, ids=lambda x: x if isinstance(x, str) else name_of(x))
 def test_every_family_runs_under_every_control(settings, control, tmp_path):
-    parameters = {f"{n}.{k}": v for n in control.split("+") for k, v in CONTRACT[n].acting.items()}
-    config = small(control=control, set=parameters, rollouts=3, seeds=2, problems=1, **settings)
+    config = small(control=control, set=acting(control), rollouts=3, seeds=2, problems=1, **settings)
+    parameters = config.set
     if build(control, parameters).needs - bandit.provides(config):
         with pytest.raises(ValueError, match="needs"):
             bandit.build_control(config)
