@@ -19,18 +19,20 @@ def era_activation(target: float = 0.6, tau: float = 4.0, inverse: Literal["exac
         p = softmax(z),  m = log tau / tau,  C = exp(target - 1),  a = (C - m) / (n - 1)
         h_i = a + (m - a) p_i,    z'_i = h^{-1}(h_i) with h(z) = -z exp(z) on z <= -1 (Lambert's W_{-1}(-h_i))
 
-    Why: sum_i h_i = C for every p, so with Z = sum exp(z'_i) the entropy is C / Z + log Z >= 1 + log C = target. The
-    floor is not tight: a one-hot p comes out above it. Sampling and updates use the same z', and there is no entropy
-    term in the loss. The order of the actions stays. A logit of -inf is read as probability 0, and the action comes out
-    with a positive one: this is no way to forbid actions.
+    Why: sum_i h_i = C for every p, so with Z = sum exp(z'_i) the entropy is C / Z + log Z >= 1 + log C = target. It is
+    even at least target - 1 - log m (0.06 nats more at tau = 4), since no z' exceeds -log tau; a one-hot p comes out
+    further above. Sampling and updates use the same z', and there is no entropy term in the loss; a temperature below
+    1 divides z' and may undo the floor. The order of the actions stays. A logit of -inf is read as probability 0, and
+    the action comes out with a positive one: this is no way to forbid actions.
 
-    ERA, arXiv 2510.08549, discrete form of the authors' code, where the floor at h = 0 is never met since C > m.
+    ERA, arXiv 2510.08549, discrete form of the authors' code, whose floor at h = 0 is never met since C > 1/e >= m.
 
     Args:
       target: lowest entropy, nats, > 0 and at most 1 + log(n m) for n actions: log n at tau = e, 0.633 for 2 actions at
         tau = 4. Above it the order of the actions would turn round.
-      tau: no single probability gets beyond exp(-log tau) / Z; at least e.
-      inverse: "exact", or the authors' z' = -1 - sqrt(2u) - 3u/4 with u = -1 - log h, for which the floor is unproved.
+      tau: a sure action's z' is -log tau; at least e, where the highest targets are possible.
+      inverse: "exact", or the authors' z' = -1 - sqrt(2u) - 3u/4 with u = -1 - log h, for which the
+        floor is unproved (none was seen broken); with many actions it leaves more entropy.
     Raises: ValueError if target is not positive, tau is below e, inverse is unknown, or n actions cannot have `target`.
     """
     if not math.e <= tau < math.inf:
