@@ -8,7 +8,18 @@ from typing import Literal
 
 from entropy_theory.ranges import require_at_least, require_choice, require_positive, require_share
 
-ADVANTAGES = ("grpo", "rloo")
+ADVANTAGES = (
+    "grpo",
+    "rloo",
+    "dr_grpo",
+    "reinforce",
+    "reinforce_baseline",
+    "reinforce++",
+    "reinforce++_baseline",
+    "prime",
+)
+SURROGATES = ("ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce")
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 DTYPES = ("float32", "float64", "bfloat16")
 
 
@@ -68,8 +79,8 @@ class TrainConfig:
     group_size: int = 8
     """Responses per prompt, at least 2."""
     updates_per_rollout: int = 4
-    """Optimizer steps per rollout, each on its own share of the prompts; at least 2, because some controls cannot
-    act on the first."""
+    """Optimizer steps per rollout, each on its own share of the prompts. With 1 every ratio is 1, and some controls
+    change nothing."""
     micro_batch_rows: int = 128
     """Responses per forward and backward pass; sets memory and speed, not the gradient."""
     lr: float = 6e-4
@@ -80,12 +91,34 @@ class TrainConfig:
     """Largest norm of the gradient."""
     temperature: float = 1.0
     """Sampling temperature; log-probabilities and entropies are those of the policy at it."""
+    surrogate: Literal["ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce"] = "ppo"
+    """What is maximised for a token, as a function of its ratio. The clip distances of gspo are small (3e-4, 4e-4)."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = "token-mean"
+    """How the tokens' losses become one number; `constant` divides by the number of responses times
+    `max_new_tokens`."""
     clip_low: float = 0.2
     """Distance of PPO's lower clip from ratio 1."""
     clip_high: float = 0.2
     """Distance of PPO's upper clip from ratio 1."""
-    advantage: Literal["grpo", "rloo"] = "grpo"
-    """Advantage of a response within its group."""
+    advantage: Literal[
+        "grpo",
+        "rloo",
+        "dr_grpo",
+        "reinforce",
+        "reinforce_baseline",
+        "reinforce++",
+        "reinforce++_baseline",
+        "prime",
+    ] = "grpo"
+    """Advantage of a response within its group, or within the minibatch; `prime` adds an implicit process reward that
+    is learned on the way."""
+    prime_lr: float = 1e-3
+    """Learning rate (Adam) of the process reward model of `advantage = prime`, one step per rollout; 1e-6 for 7B."""
+    prime_beta: float = 0.05
+    """Process reward per nat of log(pi_phi/pi_ref), reward units per nat."""
+    prime_norm: Literal["none", "batch"] = "none"
+    """`batch` divides the process rewards of a rollout by the largest |sum of them from a token on|, as published code
+    does."""
     max_new_tokens: int = 28
     """Longest response in tokens, its end included; a response cut there earns nothing."""
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
@@ -96,6 +129,11 @@ class TrainConfig:
     """Optimizer steps from one measurement of predicted and measured entropy change to the next; 0 for none."""
     probe_responses: int = 32
     """Responses of the initial policy that make up the probe."""
+    eval_prompts: int = 0
+    """Held-out prompts that are answered after the last update, for pass_at_k in the last line of metrics; 0 for
+    none."""
+    eval_samples: int = 16
+    """Responses to each of them, at temperature 1; pass_at_k is logged for k = 1, 2, 4, ... up to it."""
     save_every: int = 1
     """Optimizer steps between saved states, the most that a kill can cost; raise it for a large model, whose state
     (weights and optimizer) takes 12 bytes a parameter."""
@@ -105,10 +143,14 @@ class TrainConfig:
     def __post_init__(self):
         require_at_least(self, 1, "seeds", "rollouts", "prompts_per_rollout", "micro_batch_rows")
         require_at_least(self, 1, "max_new_tokens", "probe_responses", "save_every", "threads")
-        require_at_least(self, 2, "group_size", "updates_per_rollout")
-        require_at_least(self, 0, "probe_every")
-        require_positive(self, "lr", "grad_clip", "temperature", "clip_low", "clip_high")
+        require_at_least(self, 1, "updates_per_rollout", "eval_samples")
+        require_at_least(self, 2, "group_size")
+        require_at_least(self, 0, "probe_every", "eval_prompts")
+        require_positive(self, "lr", "grad_clip", "temperature", "clip_low", "clip_high", "prime_lr", "prime_beta")
         require_choice(self, "advantage", ADVANTAGES)
+        require_choice(self, "surrogate", SURROGATES)
+        require_choice(self, "aggregation", AGGREGATIONS)
+        require_choice(self, "prime_norm", ("none", "batch"))
         require_choice(self, "dtype", DTYPES)
         if self.prompts_per_rollout % self.updates_per_rollout:
             raise ValueError(

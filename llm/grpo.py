@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from entropy_theory import controls
 from entropy_theory.advantage import ADVANTAGES
 from entropy_theory.control import Control, Need, check_fits
-from entropy_theory.loss import minibatch_loss, token_loss
 from entropy_theory.measure import (
     clip_fractions,
     minibatch_change,
@@ -22,23 +20,26 @@ from entropy_theory.measure import (
     theorem_predictions,
     token_covariance,
 )
-from entropy_theory.records import Batch, Measurement, Objective, Sampling, map_tensors
-from entropy_theory.reduce import token_count, token_mean
+from entropy_theory.records import Batch, Measurement, Objective, Sampling
+from entropy_theory.reduce import token_mean
 from entropy_theory.runs import Progress, Run
-from llm import measure
+from llm import measure, prime
 from llm.config import TrainConfig
+from llm.evaluate import evaluate
 from llm.models import LanguageModel, load_model, resolve_device
 from llm.probe import Probe
-from llm.rollout import Activation, Responses, forward, sample, token_collision
+from llm.rollout import Responses, chosen_logp, forward, sample
 from llm.tasks import Task, get_task
-
-Graph = tuple[Tensor, Tensor]
-"""logp and entropy of a micro-batch, with grad."""
+from llm.update import Loss, accumulate_gradient, micro_batches, minibatch_statistics
 
 _ALWAYS = frozenset(
     {
         Need.ENTROPY_GRAD,
+        Need.ENTROPY_SUPPORT,
         Need.SAMPLES,
+        Need.REF_LOGP,
+        Need.PROXY_LOGP,
+        Need.COLLISION,
         Need.LOGIT_SCALE,
         Need.ACTIVATION,
         Need.SAMPLING,
@@ -59,6 +60,9 @@ class Rollout:
     reward:      [rows], in [0, 1]
     difficulty:  [rows] int64
     temperature: of the sampling distribution
+    ref_logp:    [rows, tokens], nats, of the model as it was loaded, at `temperature`; None unless needed
+    proxy_logp:  [rows, tokens], nats, of the filtered policy that sampled, -inf where filtered out; None unless needed
+    process:     [rows, tokens], reward units, of the process reward model; None without one
     """
 
     responses: Responses
@@ -66,6 +70,9 @@ class Rollout:
     reward: Tensor
     difficulty: Tensor
     temperature: float
+    ref_logp: Tensor | None = None
+    proxy_logp: Tensor | None = None
+    process: Tensor | None = None
 
 
 def provides(config: TrainConfig) -> frozenset[Need]:
@@ -101,6 +108,8 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
     lm = load_model(config.model, config.dtype, device)
     control = build_control(config, lm.model.config.vocab_size)
     optimizer = torch.optim.Adam(lm.model.parameters(), lr=config.lr)
+    reference = load_reference(config, control, device)
+    rewards = load_reward_model(config, reference, device)
     probe = Probe(lm, task, config, seed, control.activate)
     control_state = control.init(torch.zeros((), device=device))
     start = 0
@@ -108,6 +117,8 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
         start = state["step"]
         lm.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if rewards is not None:
+            rewards.load_state(state["rewards"])
         control_state = _to(state["control"], device)
         saved = _to(state["rollout"], device)
         rollout = Rollout(**{**saved, "responses": Responses(**saved["responses"])})
@@ -120,20 +131,26 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
             temperature = control.sample(sampling, control_state).temperature.item()
 
             # ---- rollout
-            rollout = make_rollout(lm, task, config, seed, index, step, temperature, control)
+            rollout = make_rollout(lm, task, config, seed, index, step, temperature, control, reference)
+            if rewards is not None:
+                rollout = replace(rollout, process=process_rewards(rewards, rollout, step))
         rows = slice(part * config.rows_per_update, (part + 1) * config.rows_per_update)
         responses, reward = rollout.responses[rows], rollout.reward[rows]
 
         pieces = micro_batches(config.rows_per_update, config.micro_batch_rows)
         once = len(pieces) == 1 and Need.LOGIT_SCALE not in control.needs
         logp, entropy, collision, graphs = minibatch_statistics(
-            lm, responses, rollout.temperature, control.activate, pieces, keep_graphs=once
+            lm, responses, rollout.temperature, control, pieces, keep_graphs=once
         )
         _check_finite(logp, "logits", step)
 
         # ---- advantage
         group = torch.arange(len(reward), device=device) // config.group_size
-        advantage = ADVANTAGES[config.advantage](reward.to(logp.dtype), group, responses.mask)
+        if rollout.process is None:
+            advantage = ADVANTAGES[config.advantage](reward.to(logp.dtype), group, responses.mask)
+        else:
+            process = prime.NORMS[config.prime_norm](rollout.process)
+            advantage = prime.advantage(reward, process[rows], group, responses.mask)
         batch = Batch(
             logp=logp,
             # Still the policy that sampled, but rounding may depend on the shape of a batch, and a penalty
@@ -144,6 +161,10 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
             entropy=entropy,
             outcome=reward,
             group=group,
+            ref_logp=_part(rollout.ref_logp, rows),
+            proxy_logp=_part(rollout.proxy_logp, rows),
+            collision=collision if Need.COLLISION in control.needs else None,
+            micro_batch=torch.arange(len(reward), device=device) // config.micro_batch_rows,
         )
 
         # ---- edit
@@ -153,7 +174,8 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
         # ---- update
         logits_before = probe.before(lm, step)
         optimizer.zero_grad(set_to_none=True)
-        accumulate_gradient(lm, responses, batch, objective, rollout.temperature, control, pieces, graphs)
+        form = Loss(config.surrogate, config.aggregation, config.max_new_tokens)
+        accumulate_gradient(lm, responses, batch, objective, rollout.temperature, control, pieces, graphs, form)
         del graphs
         grad_norm = torch.nn.utils.clip_grad_norm_(lm.model.parameters(), config.grad_clip)
         _check_finite(grad_norm, "the gradient", step)
@@ -163,11 +185,12 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
         optimizer.step()
 
         # ---- measure
+        last = step + 1 == config.rollouts * config.updates_per_rollout
         entropy_after = None
         if logits_before is not None:
             with torch.no_grad():
                 _, entropy_after, _, _ = minibatch_statistics(
-                    lm, responses, rollout.temperature, control.activate, pieces, keep_graphs=False
+                    lm, responses, rollout.temperature, control, pieces, keep_graphs=False
                 )
         line = {
             "step": step + 1,
@@ -180,21 +203,24 @@ def train_seed(config: TrainConfig, seed: int, run: Run, progress: Progress | No
                 rollout.responses, rollout.old_logp, rollout.reward, rollout.difficulty, task.difficulties
             ),
             **measure.group_metrics(batch, rollout.difficulty[rows], task.difficulties),
+            **measure.process_metrics(rollout.process, rollout.reward),
             **selection(plain, objective),
             **clip_fractions(batch, objective),
             **token_covariance(batch),
             **theorem_predictions(batch, collision),
             **({} if entropy_after is None else minibatch_change(batch, entropy_after)),
             **probe.change(lm, step, logits_before),
+            **(evaluate(lm, task, config, seed, control.activate) if last else {}),
         }
 
         # ---- advance
         control_state = control.advance(control_state, Measurement(line["entropy"], reference_kl(batch)))
-        save = (step + 1) % config.save_every == 0 or step + 1 == config.rollouts * config.updates_per_rollout
+        save = (step + 1) % config.save_every == 0 or last
         state = {
             "step": step + 1,
             "model": lm.model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "rewards": None if rewards is None else rewards.state(),
             "control": control_state,
             "rollout": asdict(rollout),
         }
@@ -212,6 +238,7 @@ def make_rollout(
     step: int,
     temperature: float,
     control: Control,
+    reference: LanguageModel | None = None,
 ) -> Rollout:
     """Sample and reward the responses of rollout `index`.
 
@@ -239,80 +266,72 @@ def make_rollout(
         [task.reward(*row) for row in zip(rows, texts, finished, strict=True)], device=lm.model.device
     )
     _check_finite(reward, "rewards", step)
-    with torch.no_grad():
-        old_logp = [
-            forward(lm, responses[piece], temperature, control.activate).logp
-            for piece in micro_batches(len(rows), config.micro_batch_rows)
-        ]
+    old_logp, proxy_logp = sampling_logp(lm, responses, config, temperature, control)
+    needs_reference = Need.REF_LOGP in control.needs
     return Rollout(
         responses=responses,
-        old_logp=torch.cat(old_logp),
+        old_logp=old_logp,
         reward=reward,
         difficulty=torch.tensor([prompt.difficulty for prompt in rows], device=lm.model.device),
         temperature=temperature,
+        ref_logp=reference_logp(reference, responses, config, temperature, control) if needs_reference else None,
+        proxy_logp=proxy_logp,
     )
 
 
-def minibatch_statistics(
-    lm: LanguageModel,
-    responses: Responses,
-    temperature: float,
-    activate: Activation,
-    pieces: Sequence[slice],
-    keep_graphs: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Graph] | None]:
-    """What the control and the logs must know of the whole minibatch before its loss can be formed.
+@torch.no_grad()
+def sampling_logp(
+    lm: LanguageModel, responses: Responses, config: TrainConfig, temperature: float, control: Control
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of the tokens under the policy that sampled, and under its filtered one where it is needed."""
+    plain, filtered = [], []
+    for piece in micro_batches(len(responses), config.micro_batch_rows):
+        found = forward(lm, responses[piece], temperature, control.activate)
+        plain.append(found.logp)
+        if Need.PROXY_LOGP in control.needs:
+            filtered.append(chosen_logp(control.proxy(found.logits), responses[piece]))
+    return torch.cat(plain), torch.cat(filtered) if filtered else None
 
-    Returns: logp, entropy and collision, [rows, tokens] without grad; and, if `keep_graphs`, logp and entropy of
-      each piece with their graphs. A minibatch of one piece then needs no second forward pass; one of several is
-      run again, so that memory does not grow with their number.
+
+@torch.no_grad()
+def reference_logp(
+    reference: LanguageModel, responses: Responses, config: TrainConfig, temperature: float, control: Control
+) -> Tensor:
+    """Log-probabilities of the tokens under the policy of the model as it was loaded, [rows, tokens], nats.
+
+    Cut as the updates are: rounding depends on the shape of a batch, and at the start the two policies are one.
     """
-    columns: list[tuple[Tensor, ...]] = []
-    graphs: list[Graph] = []
-    for piece in pieces:
-        logp, entropy, logits = forward(lm, responses[piece], temperature, activate)
-        collision = token_collision(logits, responses.mask[piece])
-        columns.append((logp.detach(), entropy.detach(), collision))
-        if keep_graphs:
-            graphs.append((logp, entropy))
-    logp, entropy, collision = (torch.cat(column) for column in zip(*columns, strict=True))
-    return logp, entropy, collision, graphs if keep_graphs else None
+    starts = range(0, len(responses), config.rows_per_update)
+    pieces = [p for start in starts for p in micro_batches(config.rows_per_update, config.micro_batch_rows, start)]
+    return torch.cat([forward(reference, responses[p], temperature, control.activate).logp for p in pieces])
 
 
-def accumulate_gradient(
-    lm: LanguageModel,
-    responses: Responses,
-    batch: Batch,
-    objective: Objective,
-    temperature: float,
-    control: Control,
-    pieces: Sequence[slice],
-    graphs: Sequence[Graph] | None = None,
-) -> None:
-    """Add the gradient of the minibatch's loss to the parameters.
-
-        loss = sum_tokens token_loss / (valid tokens of the whole minibatch)
-
-    The count is the minibatch's, so the gradient does not depend on how `pieces` cut its rows.
-    """
-    count = token_count(objective.mask)
-    for i, piece in enumerate(pieces):
-        if graphs is not None:
-            logp, entropy = graphs[i]
-        else:
-            scale = objective.logit_scale[piece] if Need.LOGIT_SCALE in control.needs else None
-            logp, entropy, _ = forward(lm, responses[piece], temperature, control.activate, scale)
-        loss = token_loss(logp, entropy, _rows(batch, piece), _rows(objective, piece))
-        minibatch_loss(loss, count).backward()
+def load_reference(config: TrainConfig, control: Control, device: torch.device) -> LanguageModel | None:
+    """The model as it was before training, where something is compared with it."""
+    if Need.REF_LOGP in control.needs or config.advantage == "prime":
+        return load_model(config.model, config.dtype, device)
+    return None
 
 
-def micro_batches(rows: int, size: int) -> list[slice]:
-    """`rows` rows in slices of at most `size`."""
-    return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
+def load_reward_model(
+    config: TrainConfig, reference: LanguageModel | None, device: torch.device
+) -> prime.RewardModel | None:
+    """The process reward model of `advantage = prime`, which starts as a copy of the model."""
+    if config.advantage != "prime":
+        return None
+    lm = load_model(config.model, config.dtype, device)
+    return prime.RewardModel(lm, reference, config.prime_lr, config.prime_beta, config.micro_batch_rows)
 
 
-def _rows(record, piece: slice):
-    return map_tensors(record, lambda tensor: tensor[piece])
+def process_rewards(rewards: prime.RewardModel, rollout: Rollout, step: int) -> Tensor:
+    """Process rewards of a rollout, [rows, tokens], after one step of their model on it."""
+    process = rewards.learn(rollout.responses, rollout.reward)
+    _check_finite(process, "process rewards", step)
+    return process
+
+
+def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 def _check_finite(values: Tensor, what: str, step: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from entropy_theory.measure import group_covariance
 from entropy_theory.records import Batch
+from llm.prime import cross_entropy
 from llm.rollout import Responses
 
 
@@ -44,6 +45,14 @@ def group_metrics(batch: Batch, difficulty: Tensor, levels: Sequence[int]) -> di
         **by_difficulty("cov_group", within, difficulty, levels),
         "zero_advantage_share": (batch.advantage[:, 0] == 0).to(within.dtype).mean(),
     }
+
+
+def process_metrics(process: Tensor | None, reward: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy, nats, of sigmoid(sum of a response's process rewards) on its outcome; nothing without them.
+
+    Args: process: [rows, tokens], 0 where masked; reward: [rows], in [0, 1].
+    """
+    return {} if process is None else {"process_cross_entropy": cross_entropy(process, reward).mean()}
 
 
 def by_difficulty(name: str, values: Tensor, difficulty: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:

@@ -69,7 +69,21 @@ def token_collision(logits: Tensor, mask: Tensor) -> Tensor:
 
     Args: logits: [valid tokens, vocabulary] as in `TokenStatistics`; mask: [rows, tokens].
     """
-    values = collision(logits.detach())
+    return at_tokens(collision(logits.detach()), mask)
+
+
+def chosen_logp(logits: Tensor, responses: Responses) -> Tensor:
+    """Log-probability of the response tokens under other logits than the policy's, [rows, tokens], nats; 0 where
+    masked, -inf where the logits leave the token out.
+
+    Args: logits: [valid tokens, vocabulary] as in `TokenStatistics`.
+    """
+    chosen = responses.tokens[responses.mask].unsqueeze(-1)
+    return at_tokens(torch.log_softmax(logits, -1).gather(-1, chosen).squeeze(-1), responses.mask)
+
+
+def at_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """[valid tokens] in the order of `mask.nonzero()` as [rows, tokens], 0 where masked; differentiable."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 

@@ -2,12 +2,17 @@
 
 import json
 import shutil
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from entropy_theory.advantage import ADVANTAGES
+from entropy_theory.aggregation import AGGREGATIONS
+from entropy_theory.surrogate import SURROGATES
+from llm import config
 from llm.config import MakeTinyConfig, TrainConfig
 from llm.make_tiny import make_tiny, tiny_tokenizer
 from llm.models import load_model, no_progress_bars, tiny_directory
@@ -58,9 +63,9 @@ def test_every_tokenizer_class_reads_the_task_word_by_word():
 
 
 def test_making_the_model_is_reproducible(tmp_path):
-    config = MakeTinyConfig(out=tmp_path / "a", steps=20, rows=16)
+    settings = MakeTinyConfig(out=tmp_path / "a", steps=20, rows=16)
     state = torch.get_rng_state()
-    make_tiny(config, progress=False)
+    make_tiny(settings, progress=False)
     assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
     torch.rand(3)
     make_tiny(MakeTinyConfig(out=tmp_path / "b", steps=20, rows=16), progress=False)
@@ -72,7 +77,7 @@ def test_making_the_model_is_reproducible(tmp_path):
         assert (tmp_path / "a" / name).read_text() == (tiny_directory() / name).read_text()
         assert (tmp_path / "a" / name).stat().st_mode & 0o444 == 0o444
     with pytest.raises(ValueError, match="exists and is not empty; choose another --out"):
-        make_tiny(config, progress=False)
+        make_tiny(settings, progress=False)
 
 
 def test_qwen3_loads(tmp_path, lm):
@@ -102,8 +107,8 @@ def no_weights(folder):
 
 
 def other_architecture(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"model_type": "llama"}))
 
 
 def broken_config(folder):
@@ -170,17 +175,28 @@ def test_unknown_precision_and_device_are_refused():
     ("values", "message"),
     [
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
-        ({"updates_per_rollout": 1}, "updates_per_rollout must be at least 2, got 1"),
+        ({"updates_per_rollout": 0}, "updates_per_rollout must be at least 1, got 0"),
         ({"prompts_per_rollout": 33}, "must be a multiple of updates_per_rollout, got 33 and 4"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"lr": float("nan")}, "lr must be positive, got nan"),
-        ({"advantage": "gae"}, "advantage must be one of grpo, rloo, got 'gae'"),
+        ({"advantage": "gae"}, "advantage must be one of grpo, rloo, .*, prime, got 'gae'"),
+        ({"surrogate": "pppo"}, "surrogate must be one of ppo, .*, got 'pppo'"),
+        ({"aggregation": "mean"}, "aggregation must be one of token-mean, .*, got 'mean'"),
+        ({"prime_norm": "layer"}, "prime_norm must be one of none, batch, got 'layer'"),
+        ({"prime_lr": 0.0}, "prime_lr must be positive, got 0.0"),
+        ({"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
         ({"probe_every": -1}, "probe_every must be at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
+
+
+def test_settings_name_what_the_core_has():
+    assert {*ADVANTAGES, "prime"} == set(config.ADVANTAGES) == set(get_args(get_type_hints(TrainConfig)["advantage"]))
+    assert set(SURROGATES) == set(config.SURROGATES) == set(get_args(get_type_hints(TrainConfig)["surrogate"]))
+    assert set(AGGREGATIONS) == set(config.AGGREGATIONS) == set(get_args(get_type_hints(TrainConfig)["aggregation"]))
 
 
 @pytest.mark.parametrize("values", [{"steps": 0}, {"noise": 1.5}, {"lr": 0.0}, {"hidden": 20}])

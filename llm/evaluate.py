@@ -1,0 +1,71 @@
+"""What a trained model can do: pass@k on held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from llm.config import TrainConfig
+from llm.models import LanguageModel
+from llm.rollout import Activation, sample
+from llm.tasks import Task
+
+POSITION = 2**31 - 2
+"""Prompt position of the evaluation, beyond that of any rollout and before the probe's."""
+
+
+def pass_at(k: int, samples: int, correct: Sequence[int]) -> float:
+    """Mean over prompts of 1 - C(n - c, k) / C(n, k): the chance that one of k responses is right, without bias.
+
+    Chen et al. 2021 (arXiv 2107.03374), eq. 1.
+
+    Args: k: in [1, n]; samples: n, responses to each prompt; correct: c of each prompt, in [0, n].
+    Raises: ValueError if k is not in [1, n].
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must lie in [1, {samples}], the number of responses, got {k}")
+    missed = [math.comb(samples - c, k) / math.comb(samples, k) for c in correct]
+    return 1 - math.fsum(missed) / len(missed)
+
+
+def evaluate(lm: LanguageModel, task: Task, config: TrainConfig, seed: int, activate: Activation) -> dict[str, float]:
+    """pass_at_k on `eval_prompts` prompts of a stream apart from training's, for k = 1, 2, 4, ... `eval_samples`.
+
+    At temperature 1. A response counts as right if it earns the whole reward of 1. Where questions are few (the tiny
+    task's of one operation), a held-out one may have been trained on.
+
+    Args: seed: of prompts and sampling; activate: the control's.
+    Returns: nothing where `eval_prompts` is 0.
+    """
+    if not config.eval_prompts:
+        return {}
+    prompts = task.make_prompts(config.eval_prompts, seed, POSITION)
+    generator = torch.Generator(lm.model.device).manual_seed(POSITION - seed)
+    at_once = max(1, config.prompts_per_rollout * config.group_size // config.eval_samples)
+    correct = [
+        count
+        for i in range(0, len(prompts), at_once)
+        for count in count_correct(lm, task, prompts[i : i + at_once], config, generator, activate)
+    ]
+    powers = [2**i for i in range(config.eval_samples.bit_length())]
+    return {f"pass_at_{k}": pass_at(k, config.eval_samples, correct) for k in powers}
+
+
+def count_correct(
+    lm: LanguageModel,
+    task: Task,
+    prompts: Sequence,
+    config: TrainConfig,
+    generator: torch.Generator,
+    activate: Activation,
+) -> list[int]:
+    """Right ones among `eval_samples` responses to each prompt."""
+    count = config.eval_samples
+    texts = [prompt.text for prompt in prompts]
+    responses = sample(lm, texts, count, config.max_new_tokens, 1.0, generator, activate)
+    answers = lm.tokenizer.batch_decode(responses.tokens, skip_special_tokens=True)
+    rows = [prompt for prompt in prompts for _ in range(count)]
+    right = [task.reward(*row) >= 1 for row in zip(rows, answers, responses.finished.tolist(), strict=True)]
+    return [sum(right[i : i + count]) for i in range(0, len(right), count)]
