@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from entropy_theory.ranges import check_types, flat
 
 KEYS = ("name", "description", "world", "figure", "curves", "per_seed", "seeds", "seed", "base", "axes", "runs", "tune")
-TUNE_KEYS = ("seed", "seeds", "metric", "direction", "space")
+TUNE_KEYS = ("seed", "seeds", "metric", "direction", "space", "grid")
 RESERVED = {
     "seeds": "give seeds at the top of the file",
     "seed": "give seed at the top of the file",
@@ -44,7 +44,8 @@ class Point(NamedTuple):
 class Tune(NamedTuple):
     """How a sweep's parameters are searched for: on which seeds, by which final metric, in which space.
 
-    space: {control or "all": {field or parameter: {"low", "high", "log"} or {"choices"}}}
+    space: {control or "all": {field or parameter: {"low", "high", "log"} or {"choices"}}}, searched on demand
+    grid: {control: candidates, each {field or parameter: value}}, as many for each, always tried
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Tune(NamedTuple):
     metric: str
     direction: str
     space: dict[str, dict[str, dict[str, Any]]]
+    grid: dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def parse(name: str, table: Mapping[str, Any], worlds: Mapping[str, Any], overri
         for key, choice in space_of(sweep, point).items():
             for value in choice.get("choices", (choice.get("low"), choice.get("high"))):
                 with_parameters(sweep, point, {key: value})
+    _check_grid(where, sweep)
     return sweep
 
 
@@ -214,6 +217,14 @@ def space_of(sweep: Sweep, point: Point) -> dict[str, dict[str, Any]]:
     return found
 
 
+def candidates_of(sweep: Sweep, point: Point) -> list[dict[str, Any]]:
+    """The candidates of a point's control on the sweep's grid, by field or NAME.parameter; none if it has no grid."""
+    fields = {f.name for f in dataclasses.fields(point.config)}
+    control = point.config.control
+    rows = sweep.tune.grid.get(control, []) if sweep.tune else []
+    return [{key if key in fields or "." in key else f"{control}.{key}": v for key, v in row.items()} for row in rows]
+
+
 def with_parameters(sweep: Sweep, point: Point, values: Mapping[str, Any], seeds: int = 0, seed: int = 0) -> Any:
     """The point's config with other fields or parameters, on other seeds if `seeds` is given."""
     fields = {key: value for key, value in values.items() if "." not in key}
@@ -270,13 +281,33 @@ def _tune(where: str, table: Mapping[str, Any], report: range) -> Tune:
     direction = table.get("direction", "minimize" if metric == "regret" else "maximize")
     if direction not in ("minimize", "maximize"):
         raise ValueError(f"{where}: direction must be minimize or maximize, got {direction!r}")
-    space = table.get("space", {})
-    if not space:
-        raise ValueError(f"{where}: space is empty; give [tune.space.NAME] for a control, or [tune.space.all]")
+    space, grid = table.get("space", {}), table.get("grid", {})
+    if not space and not grid:
+        raise ValueError(
+            f"{where}: there is nothing to search; give [tune.grid], [tune.space.all] or [tune.space.NAME] for a control"
+        )
+    sizes = {name: len(rows) if isinstance(rows, list) else 0 for name, rows in grid.items()}
+    if any(size < 1 for size in sizes.values()) or len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"{where}: grid must have a list of candidates for each control, all of one length so that the budget is "
+            f"the same for all, got lengths {sizes}"
+        )
     for name, parameters in space.items():
         for key, choice in parameters.items():
             _check_choice(f"{where}: space of {name}: {key}", choice)
-    return Tune(seed, seeds, metric, direction, space)
+    return Tune(seed, seeds, metric, direction, space, grid)
+
+
+def _check_grid(where: str, sweep: Sweep) -> None:
+    """Raise ValueError for a candidate that is no config, or of a control that no run uses."""
+    if sweep.tune is None:
+        return
+    unused = set(sweep.tune.grid) - {point.config.control for point in sweep.points}
+    if unused:
+        raise ValueError(f"{where}: [tune]: grid: no run of the sweep uses {', '.join(sorted(unused))}")
+    for point in sweep.points:
+        for candidate in candidates_of(sweep, point):
+            with_parameters(sweep, point, candidate)
 
 
 def _check_choice(where: str, choice: Any) -> None:

@@ -11,7 +11,7 @@ import tyro
 
 from entropy_theory.cli.arguments import parse
 from entropy_theory.cli.engines import ENGINES, Engine, Place, carry_out
-from entropy_theory.cli.sweep_files import committed, jobs_of, listing, load
+from entropy_theory.cli.sweep_files import committed, jobs_of, listing, load, suite
 from entropy_theory.cli.worlds import check_control
 from entropy_theory.sweeps import Sweep, resolved
 
@@ -57,18 +57,53 @@ def main(name: str, text: str, arguments: list[str]) -> int:
         return 0
     if not options.name:
         raise ValueError("ablate needs the name of a sweep or a TOML file; `entropy-theory ablate --list` shows them")
-    overrides = _pairs("--set", options.set) | ({"seeds": options.seeds} if options.seeds else {})
-    sweep = load(options.name, {key: _value(text) for key, text in overrides.items()})
+    if names := suite(options.name):
+        return compare(names, options)
+    return ablate(options)
+
+
+def compare(names: list[str], options: AblateOptions) -> int:
+    """Every sweep of a suite in a directory of its own, then their controls side by side."""
+    for option, given in (("--set", options.set), ("--only", options.only), ("--tune", options.tune)):
+        if given:
+            raise ValueError(f"{option} is for one sweep; {options.name} is a suite of {', '.join(names)}")
+    out = options.out or Path("runs/ablate") / Path(options.name).stem
+    for name in names:  # what is wrong with any is said before the first starts
+        checked(replace(options, name=name))
+    status = max(ablate(replace(options, name=name, out=out / Path(name).stem)) for name in names)
+    from entropy_theory.cli.comparison import report as report_comparison
+
+    report_comparison([load(name, _overrides(options)) for name in names], out)
+    return status
+
+
+def _overrides(options: AblateOptions) -> dict[str, Any]:
+    found = _pairs("--set", options.set) | ({"seeds": options.seeds} if options.seeds else {})
+    return {key: _value(text) for key, text in found.items()}
+
+
+def checked(options: AblateOptions) -> Sweep:
+    """The sweep of the options, after everything that can be wrong with it has been looked at."""
+    sweep = load(options.name, _overrides(options))
     # a sweep's own figure reads the tables of that name, is about the file's own runs, and has intervals over seeds
     if sweep.name not in committed() or options.set or sweep.seeds < 2:
         sweep = replace(sweep, figure=None)
-    chosen = _chosen(sweep, options.only)
     for point in sweep.points:
         check_control(sweep.world, point.config)
+    from entropy_theory.cli.trials import refuse_ambiguous
+
+    refuse_ambiguous(sweep)
     if options.tune:
         from entropy_theory.cli.tuning import check
 
         check(sweep)
+    return sweep
+
+
+def ablate(options: AblateOptions) -> int:
+    """One sweep: tuning where the file or the options want it, its runs, its report."""
+    sweep = checked(options)
+    chosen = _chosen(sweep, options.only)
     out = options.out or Path("runs/ablate") / sweep.name
     place = Place(options.workers, out / "slurm", options.address, _pairs("--slurm", options.slurm))
 
@@ -80,6 +115,10 @@ def main(name: str, text: str, arguments: list[str]) -> int:
             from entropy_theory.cli.tuning import tune
 
             sweep = tune(sweep, chosen, options.tune, engine, out)
+        elif sweep.tune and sweep.tune.grid:
+            from entropy_theory.cli.grid import tune as tune_on_grid
+
+            sweep = tune_on_grid(sweep, chosen, engine, out)
         train(sweep, chosen, engine, out)
     return report(sweep, out)
 

@@ -16,6 +16,12 @@ PACKAGES = ("sims", "llm")
 
 def committed() -> dict[str, Any]:
     """The files of the sweeps that come with the packages, by name."""
+    return {name: file for name, file in _files().items() if "sweeps" not in tomllib.loads(file.read_text())}
+
+
+@functools.cache
+def _files() -> dict[str, Any]:
+    """The TOML files of the packages, sweeps and suites, by name."""
     folders = [importlib.resources.files(package).joinpath("sweeps") for package in PACKAGES]
     files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.name.endswith(".toml")]
     return {file.name.removesuffix(".toml"): file for file in sorted(files, key=lambda file: file.name)}
@@ -40,10 +46,32 @@ def load(name: str, overrides: Mapping[str, Any]) -> Sweep:
     return parse(file.name.removesuffix(".toml"), table, worlds, overrides)
 
 
+SUITE_KEYS = {"description", "sweeps"}
+"""What the file of a suite holds: sweeps to run one after the other, and to compare control by control."""
+
+
+def suite(name: str) -> list[str] | None:
+    """The sweeps of the suite `name`; None if it is a sweep, or nothing."""
+    file = _files().get(name, Path(name))
+    try:
+        table = tomllib.loads(file.read_text())
+    except (OSError, ValueError):  # `load` says what is wrong
+        return None
+    if "sweeps" not in table:
+        return None
+    unknown = set(table) - SUITE_KEYS
+    if unknown or not isinstance(table["sweeps"], list):
+        raise ValueError(f"suite {name}: its keys are description and sweeps, a list of names, got {', '.join(table)}")
+    return table["sweeps"]
+
+
 def listing() -> str:
     """Name, size, time and description of every sweep of the packages."""
     lines = []
-    for name in committed():
+    for name, file in _files().items():
+        if parts := suite(name):
+            lines.append(f"{name} (compares {', '.join(parts)})\n    {tomllib.loads(file.read_text())['description']}")
+            continue
         sweep = load(name, {})
         seconds = sum(estimated_seconds(sweep.world, point.config) for point in sweep.points)
         runs = f"{len(sweep.points)} run{'s' * (len(sweep.points) != 1)} of {sweep.seeds} seeds"

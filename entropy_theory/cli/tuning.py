@@ -6,33 +6,21 @@ as if it had not been, and every run gets the same number of trials.
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from entropy_theory.cli.engines import Engine, carry_out, read_note
-from entropy_theory.cli.results import align, final, mean_of_numbers, read_curves
-from entropy_theory.cli.sweep_files import jobs_of, note_path
-from entropy_theory.cli.worlds import run_folders
+from entropy_theory.cli.engines import Engine, carry_out
+from entropy_theory.cli.results import align
+from entropy_theory.cli.sweep_files import jobs_of
+from entropy_theory.cli.trials import inline, outcome, tuning_point
 from entropy_theory.sweeps import Point, Sweep, space_of, with_parameters
 
 
 def check(sweep: Sweep) -> None:
-    """Raise ValueError if the sweep says nothing about tuning or something ambiguous, or optuna is not installed."""
-    from entropy_theory.controls import parameters
-
-    if sweep.tune is None:
+    """Raise ValueError if the sweep has nothing to search, or optuna is not installed."""
+    if sweep.tune is None or not sweep.tune.space:
         raise ValueError(f"sweep {sweep.name} has no [tune.space] to search; add one (docs/ablations.md)")
-    for point in sweep.points:
-        name = point.config.control
-        own = set().union(*(parameters(part) for part in name.split("+")))
-        fields = {field.name for field in dataclasses.fields(point.config)}
-        for key in own & fields & set(sweep.tune.space.get(name, {})):
-            raise ValueError(
-                f"sweep {sweep.name}: [tune.space.{name}]: {key} is a field of the config and a parameter of the "
-                f'control; write "{name}.{key}" for the latter, or put the field in [tune.space.all]'
-            )
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError:
@@ -106,31 +94,6 @@ def propose(study: Any, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return memory.ask({key: distribution(choice) for key, choice in space.items()}).params
 
 
-def tuning_point(sweep: Sweep, point: Point, parameters: dict[str, Any]) -> Point:
-    """The same run on the tuning seeds, with these parameters."""
-    return point._replace(config=with_parameters(sweep, point, parameters, sweep.tune.seeds, sweep.tune.seed))
-
-
-def outcome(sweep: Sweep, trial: Point, folder: Path) -> tuple[float, str]:
-    """Final value of the metric, mean over the tuning seeds, and why there is none where it is NaN.
-
-    Raises: ValueError if the metric is not logged.
-    """
-    folders = run_folders(sweep.world, trial.config, folder / trial.folder)
-    notes = [read_note(note_path(folder, place)) for place, _ in folders]
-    failed = [note["reason"] for note in notes if note["status"] != "done"]
-    if failed:
-        return math.nan, failed[0]
-    curves = read_curves([place for place, _ in folders], sweep.world, trial.config.control)
-    if sweep.tune.metric not in ("return", *curves.columns):
-        raise ValueError(
-            f"sweep {sweep.name}: [tune]: there is no metric {sweep.tune.metric!r}; the world logs "
-            + ", ".join(sorted(curves.columns))
-        )
-    value = float(mean_of_numbers(final(curves.column(sweep.tune.metric))))
-    return value, f"{sweep.tune.metric} is not a number" if math.isnan(value) else ""
-
-
 def finished(sweep: Sweep, point: Point, parameters: dict[str, Any], value: float, reason: str):
     """A trial as the study keeps it."""
     import optuna
@@ -166,15 +129,10 @@ def write_tuned(sweep: Sweep, studies: dict[int, Any], best: dict[int, dict[str,
     for index, study in studies.items():
         point = sweep.points[index]
         lines += ["", f"[runs.{json.dumps(point.folder)}]", f"trials = {len(study.trials)}"]
-        lines += [f"best = {study.best_value!r}", f"set = {_inline(best[index])}"]
-        space = {key: _inline(choice) for key, choice in space_of(sweep, point).items()}
+        lines += [f"best = {study.best_value!r}", f"set = {inline(best[index])}"]
+        space = {key: inline(choice) for key, choice in space_of(sweep, point).items()}
         lines += [f"space = {{ {', '.join(f'{json.dumps(k)} = {v}' for k, v in space.items())} }}"]
     write_atomic(path, "\n".join(lines) + "\n")
-
-
-def _inline(values: dict[str, Any]) -> str:
-    """An inline table; JSON's text, numbers and lists are TOML's too."""
-    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items()) + " }"
 
 
 def _table(sweep: Sweep, studies: dict[int, Any], best: dict[int, dict[str, Any]]) -> str:
