@@ -60,10 +60,10 @@ test-thorough: setup
 
 # the trainers warn while they are imported
 test-trl: .venv-trl/.installed
-	.venv-trl/bin/python -m pytest -W default tests/peers/test_trl.py
+	.venv-trl/bin/python -m pytest -W default tests/peers/test_trl.py tests/peers/test_trl_controls.py
 
 test-verl: .venv-verl/.installed
-	.venv-verl/bin/python -m pytest -W default tests/peers/test_verl.py
+	.venv-verl/bin/python -m pytest -W default tests/peers/test_verl.py tests/peers/test_verl_controls.py
 
 # what benchmarks/cartpole_ppo.py is compared with; gymnax imports six without asking for it
 benchmark-peers: .venv-benchmarks/.installed

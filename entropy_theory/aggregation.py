@@ -46,8 +46,8 @@ def sequence_mean_token_sum(mask: Tensor, horizon: int) -> Parts:
 def constant(mask: Tensor, horizon: int) -> Parts:
     """Mean over sequences of the sum over tokens / `horizon`, the longest a response may be, whatever their lengths.
 
-    Liu et al. 2025 (Dr.GRPO, arXiv 2503.20783): no bias towards long wrong answers. verl's variant leaves out the
-    division by the number of sequences.
+    Liu et al. 2025 (Dr.GRPO, arXiv 2503.20783): no bias towards long wrong answers. verl 0.9.1's
+    "seq-mean-token-sum-norm"; earlier versions leave out the division by the number of sequences.
     """
     return Parts(_rows(mask) * horizon)
 
@@ -58,4 +58,4 @@ AGGREGATIONS: dict[str, Aggregation] = {
     "seq-mean-token-sum": sequence_mean_token_sum,
     "constant": constant,
 }
-"""By the name a config uses; the first three as verl's `loss_agg_mode`."""
+"""By the name a config uses; the first three as verl's `loss_agg_mode`, all four equal to it (docs/conformance.md)."""

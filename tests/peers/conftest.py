@@ -4,7 +4,7 @@ import importlib.util
 
 from known import FOUND
 
-collect_ignore = [f"test_{peer}.py" for peer in ("trl", "verl") if importlib.util.find_spec(peer) is None]
+collect_ignore_glob = [f"test_{peer}*.py" for peer in ("trl", "verl") if importlib.util.find_spec(peer) is None]
 
 
 def pytest_terminal_summary(terminalreporter):
