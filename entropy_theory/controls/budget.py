@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from entropy_theory.control import Control, Need, control
-from entropy_theory.controls.checks import check_target
+from entropy_theory.controls.checks import check_choice, check_target
 from entropy_theory.controls.effect import effects, ordered_sum
 from entropy_theory.reduce import token_count
 
@@ -51,8 +51,7 @@ def budget(
       limit: largest s, >= 0. 1 makes it a brake only, and a target a floor; above 1 a step may be pressed to lose more.
     Raises: ValueError if request is unknown or a number is outside its range.
     """
-    if request not in get_args(Request):
-        raise ValueError(f"budget.request must be one of {', '.join(get_args(Request))}, got {request!r}")
+    check_choice("budget.request", request, get_args(Request))
     if not 0 <= share <= 1:
         raise ValueError(f"budget.share must lie in [0, 1], got {share}")
     if not math.isfinite(change):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.control import Control, Need, control
+from entropy_theory.controls.checks import check_choice
 from entropy_theory.controls.effect import effects, ordered_sum
 
 Rule = Literal["drop", "reweight"]
@@ -35,8 +36,7 @@ def cov_state(keep: float = 0.5, rule: Rule = "reweight") -> Control:
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"cov_state.keep must lie in [0, 1], got {keep}")
-    if rule not in RULES:
-        raise ValueError(f"cov_state.rule must be one of {', '.join(RULES)}, got {rule!r}")
+    check_choice("cov_state.rule", rule, RULES)
     factor = RULES[rule]
 
     def edit(objective, batch, state):

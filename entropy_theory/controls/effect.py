@@ -38,10 +38,12 @@ def effects(batch: Batch, objective: Objective) -> Tensor:
       batch: with `collision`.
     Returns: E float64, 0 where masked or silenced.
     """
+    pushed = push(batch, objective)
+    # a token that has become impossible is not pushed, and its log-probability of -inf would make 0 * inf of it
     logp, entropy, collision = (
-        torch.where(objective.mask, x, 0.0).double() for x in (batch.logp, batch.entropy, batch.collision)
+        torch.where(pushed != 0, x, 0.0).double() for x in (batch.logp, batch.entropy, batch.collision)
     )
-    return sampled_theorem_1(logp, entropy, collision, push(batch, objective))
+    return sampled_theorem_1(logp, entropy, collision, pushed)
 
 
 def ordered_sum(values: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from entropy_theory.control import Control, Need, control
+from entropy_theory.controls.checks import check_choice
 from entropy_theory.controls.effect import effects
 from entropy_theory.records import Batch, Objective
 from entropy_theory.scope import Scope, scoped
@@ -44,8 +45,7 @@ def steer(
         raise ValueError(f"steer.lowest_weight must lie in (0, 1], got {lowest_weight}")
     if not 0 < floor < math.inf:
         raise ValueError(f"steer.floor must be positive and finite, got {floor}")
-    if effect not in get_args(Effect):
-        raise ValueError(f"steer.effect must be one of {', '.join(get_args(Effect))}, got {effect!r}")
+    check_choice("steer.effect", effect, EFFECTS)
     size_of, needs = EFFECTS[effect]
 
     def edit(objective, batch, state):
@@ -58,10 +58,10 @@ def steer(
 
 
 def omega(batch: Batch, objective: Objective) -> Tensor:
-    """r A (1 - pi)(log pi + H), 0 where masked: E float64, reward units x nats."""
+    """r A (1 - pi)(log pi + H), 0 where masked or impossible: E float64, reward units x nats."""
+    possible = objective.mask & (batch.logp > -torch.inf)
     logp, old_logp, entropy, advantage = (
-        torch.where(objective.mask, x, 0.0).double()
-        for x in (batch.logp, batch.old_logp, batch.entropy, objective.advantage)
+        torch.where(possible, x, 0.0).double() for x in (batch.logp, batch.old_logp, batch.entropy, objective.advantage)
     )
     return torch.exp(logp - old_logp) * advantage * -torch.expm1(logp) * (logp + entropy)
 
