@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, replace
 
 import contract
+import numpy as np
 import pytest
 import torch
 from contract import CONTRACT
@@ -12,11 +13,11 @@ from entropy_theory.advantage import grpo as grpo_advantage
 from entropy_theory.aggregation import AGGREGATIONS
 from entropy_theory.control import Need, control
 from entropy_theory.controls import CONTROLS, build
-from entropy_theory.records import Batch, Objective, map_tensors
+from entropy_theory.records import Batch, Objective, Penalty, map_tensors
 from entropy_theory.runs import Run, read_metrics
 from entropy_theory.surrogate import SURROGATES
 from llm import grpo
-from llm.config import TrainConfig
+from llm.config import ADVANTAGES, TrainConfig
 from llm.kernel import in_float64
 from llm.models import LanguageModel, load_model
 from llm.probe import probe_states
@@ -27,6 +28,11 @@ from llm.update import PLAIN, Loss, accumulate_gradient, micro_batches, minibatc
 SMALL = TrainConfig(
     rollouts=2, prompts_per_rollout=8, group_size=4, updates_per_rollout=2, probe_responses=8, device="cpu", lr=1e-3
 )
+
+
+ROUNDING = 1e-6
+"""Bound on |difference| of log-probabilities, nats, between two orders of the same sums: transformers' norms compute in
+float32 (6e-8), of activations that three layers add up."""
 
 
 class Memory:
@@ -238,6 +244,86 @@ def test_training_does_not_depend_on_the_micro_batch():
         assert torch.equal(a["reward"], b["reward"])
 
 
+# --- what a control is given ------------------------------------------------------------------------------------------
+
+
+def pulled(batches=None):
+    """Factory of a control that pulls towards the reference and the filtered policy, and keeps what it is given."""
+
+    def edit(objective, batch, state):
+        if batches is not None:
+            batches.append(batch)
+        coef = torch.full_like(batch.logp, 0.1)
+        reachable = torch.isfinite(batch.proxy_logp)
+        penalties = (
+            Penalty(coef * batch.collision, batch.ref_logp, "k2"),
+            Penalty(coef * reachable, batch.proxy_logp, "k3"),
+        )
+        return replace(objective, penalties=(*objective.penalties, *penalties))
+
+    return lambda: control(edit, proxy=likely, needs={Need.REF_LOGP, Need.PROXY_LOGP, Need.COLLISION})
+
+
+def plain_softmax(lm, responses: Responses, temperature: float):
+    """The policy at every valid token, [actions], row by row without padding or batch, and the token; NumPy."""
+    for i in range(len(responses)):
+        start = int(responses.prompt_length[i])
+        prompt = responses.prompt[i, responses.prompt.shape[1] - start :].tolist()
+        answer = responses.tokens[i][responses.mask[i]].tolist()
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([prompt + answer])).logits[0].numpy()
+        for t, token in enumerate(answer):
+            p = np.exp((logits[start - 1 + t] - logits[start - 1 + t].max()) / temperature)
+            yield (i, t), p / p.sum(), token
+
+
+def test_reference_filtered_policy_and_collision_are_those_of_full_softmaxes(monkeypatch):
+    batches = []
+    monkeypatch.setitem(CONTROLS, "pulled", pulled(batches))
+    config = replace(SMALL, dtype="float64", control="pulled", temperature=1.3, micro_batch_rows=7)
+    memory = train(config)
+    first, sampler, now = (load_model("tiny", "float64") for _ in range(3))
+    left_out = 0
+    for update, (batch, state) in enumerate(zip(batches, memory.states, strict=True)):
+        part = slice(16 * (update % 2), 16 * (update % 2) + 16)
+        responses = Responses(**state["rollout"]["responses"])[part]
+        for lm, before in ((sampler, update - update % 2), (now, update)):
+            if before:
+                lm.model.load_state_dict(memory.states[before - 1]["model"])
+        for place, p, token in plain_softmax(first, responses, 1.3):
+            assert batch.ref_logp[place].item() == pytest.approx(math.log(p[token]), abs=ROUNDING)
+        for place, p, token in plain_softmax(sampler, responses, 1.3):
+            kept = p >= 0.3 * p.max()
+            left_out += not kept[token]
+            wanted = math.log(p[token] / p[kept].sum()) if kept[token] else -math.inf
+            assert batch.proxy_logp[place].item() == pytest.approx(wanted, abs=ROUNDING)
+        for place, p, _ in plain_softmax(now, responses, 1.3):
+            centred = np.log(p) - (p * np.log(p)).sum()
+            assert batch.collision[place].item() == pytest.approx((p * p * centred).sum(), abs=ROUNDING)
+        assert batch.micro_batch.tolist() == [0] * 7 + [1] * 7 + [2] * 2
+    assert left_out > 0
+
+
+def test_what_is_not_needed_is_not_there(monkeypatch):
+    batches = []
+    monkeypatch.setitem(
+        CONTROLS, "watch", lambda: control(lambda objective, batch, _: batches.append(batch) or objective)
+    )
+    memory = train(replace(SMALL, control="watch"))
+    for batch, state in zip(batches, memory.states, strict=True):
+        assert batch.ref_logp is None and batch.proxy_logp is None and batch.collision is None
+        assert state["rollout"]["ref_logp"] is None and state["rewards"] is None
+
+
+def test_the_reference_is_the_policy_at_first(monkeypatch):
+    """Bit for bit, also with several micro-batches, so that no penalty on |log ratio| acts before the first step."""
+    batches = []
+    monkeypatch.setitem(CONTROLS, "pulled", pulled(batches))
+    train(replace(SMALL, control="pulled", micro_batch_rows=5))
+    assert torch.equal(batches[0].ref_logp, batches[0].logp)
+    assert not torch.equal(batches[1].ref_logp, batches[1].logp)
+
+
 # --- on-policy facts --------------------------------------------------------------------------------------------------
 
 
@@ -275,9 +361,21 @@ class Killed(Run):
         super().record(metrics, state)
 
 
-@pytest.mark.parametrize(("name", "save_every"), [("kl_cov", 1), ("clip_cov", 1), ("entropy_bonus", 1), ("kl_cov", 3)])
-def test_a_killed_run_ends_in_the_same_bits(tmp_path, name, save_every):
-    config = replace(SMALL, control=name, save_every=save_every)
+RESUMED = {
+    "kl_cov": {},
+    "clip_cov": {},
+    "entropy_bonus": {},
+    "kl_cov rarely saved": {"save_every": 3},
+    "pulled": {},  # reference, filtered policy
+    "prime": {"advantage": "prime", "control": "pulled"},
+    "evaluated": {"eval_prompts": 3, "eval_samples": 2, "control": "temperature"},
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_killed_run_ends_in_the_same_bits(tmp_path, monkeypatch, case):
+    monkeypatch.setitem(CONTROLS, "pulled", pulled())
+    config = replace(SMALL, **{"control": case.split()[0], **RESUMED[case]})
     with Run(tmp_path / "whole", asdict(config)) as run:
         grpo.train_seed(config, 1, run)
     for kill in (1, 2, 3, 4):  # before and within the rollouts
@@ -291,8 +389,19 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, name, save_every):
     assert lines == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     assert lines == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
     ends = [torch.load(tmp_path / n / "state.pt", weights_only=True)["state"] for n in ("whole", "killed")]
-    for key, weight in ends[0]["model"].items():
-        assert torch.equal(weight, ends[1]["model"][key])
+    one, two = (list(tensors(end)) for end in ends)
+    assert len(one) == len(two) > len(ends[0]["model"])
+    for (place, tensor), (other, again) in zip(one, two, strict=True):
+        assert place == other and torch.equal(contract.bits(tensor), contract.bits(again)), place
+
+
+def tensors(value, place=""):
+    """(place, tensor) of every tensor in nested dicts and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif isinstance(value, dict | tuple | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from tensors(part, f"{place}/{key}")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
@@ -301,6 +410,45 @@ def test_other_precisions_train(dtype):
     assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in memory.lines)
     assert memory.states[0]["rollout"]["old_logp"].dtype == (torch.float64 if dtype == "float64" else torch.float32)
     assert not torch.equal(weights(memory, 0), weights(memory, 1))
+
+
+def test_one_update_per_rollout_leaves_idle_what_waits_for_stale_ratios():
+    config = replace(SMALL, updates_per_rollout=1, clip_high=0.01, lr=3e-3)
+    plain, higher = (train(replace(config, control=name)) for name in ("none", "clip_higher"))
+    assert len(plain.lines) == 2 and Need.STALE not in grpo.provides(config)
+    assert torch.equal(weights(plain, -1), weights(higher, -1))
+    assert not torch.equal(weights(plain, 0), weights(plain, 1))
+
+
+@pytest.mark.parametrize("name", sorted(set(CONTROLS) - {"none"}))
+def test_every_control_changes_a_run_of_three_updates(name):
+    """With the parameters of the contract table, all updates from one rollout; finite and moving."""
+    rollouts = 2 if name == "temperature" else 1  # it acts on the next rollout only
+    config = replace(SMALL, rollouts=rollouts, prompts_per_rollout=6, updates_per_rollout=3, probe_every=0)
+    config = replace(config, lr=3e-3, clip_high=0.01)  # so that one step reaches the clip
+    settings = {f"{name}.{parameter}": value for parameter, value in CONTRACT[name].acting.items()}
+    if name == "adaptive_entropy":  # the model starts at .4 nats
+        settings["adaptive_entropy.target"] = 1.0
+    plain, memory = train(config), train(replace(config, control=name, set=settings))
+    assert all(torch.isfinite(weights(memory, update)).all() for update in range(3))
+    assert len({weights(memory, update).sum().item() for update in range(3)}) == 3
+    assert not torch.equal(weights(plain, -1), weights(memory, -1))
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_every_advantage_trains(advantage):
+    memory = train(replace(SMALL, advantage=advantage, probe_every=0))
+    assert all(torch.isfinite(torch.as_tensor(line["grad_norm"])) and line["grad_norm"] > 0 for line in memory.lines)
+    assert ("process_cross_entropy" in memory.lines[0]) == (advantage == "prime")
+
+
+@pytest.mark.parametrize("surrogate", sorted(SURROGATES))
+def test_surrogates_agree_at_ratio_one_and_part_afterwards(surrogate):
+    """Their slope by the log-ratio is A at 1, up to rounding; the gates and clips differ from the second update on."""
+    config = replace(SMALL, rollouts=1, dtype="float64", lr=1e-2, clip_low=0.01, clip_high=0.02, probe_every=0)
+    plain, other = train(config), train(replace(config, surrogate=surrogate))
+    assert other.lines[0]["grad_norm"].item() == pytest.approx(plain.lines[0]["grad_norm"].item(), rel=1e-9)
+    assert (other.lines[1]["grad_norm"].item() == plain.lines[1]["grad_norm"].item()) == (surrogate == "ppo")
 
 
 def test_seeds_differ_and_a_seed_repeats():
