@@ -111,13 +111,17 @@ def closed_form_gradient(tables: Tables, rollout: Rollout, batch: Batch, objecti
     ratio = torch.exp(batch.logp - batch.old_logp)
     gain = ratio * objective.advantage
     kept = gain <= torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high) * objective.advantage
-    # a mask that was not edited holds every token, and multiplying by bool is slow
-    share = rollout.share if objective.mask is batch.mask else rollout.share * objective.mask
+
+    def valid(values: Tensor) -> Tensor:
+        # a mask that was not edited holds every token, and choosing by bool is slow
+        return values if objective.mask is batch.mask else torch.where(objective.mask, values, 0.0)
+
+    share = valid(rollout.share)
     share = share / -_total(share)[..., None, None]
-    by_arm = _collected(share * objective.weight * gain * kept, rollout, tables)
+    by_arm = _collected(valid(share * objective.weight * gain * kept), rollout, tables)
     by_state = by_arm.sum(-1, keepdim=True)
     if objective.entropy_coef.any():
-        bonus = _collected(share * objective.entropy_coef, rollout, tables).sum(-1, keepdim=True)
+        bonus = _collected(valid(share * objective.entropy_coef), rollout, tables).sum(-1, keepdim=True)
         by_state = by_state + bonus * (tables.logp + tables.entropy.unsqueeze(-1))
     return by_arm - tables.probability * by_state
 

@@ -23,7 +23,7 @@ from entropy_theory.surrogate import SURROGATES
 from sims import bandit, bandit_config
 from sims.bandit_config import BanditConfig
 from sims.bandit_problem import logits_of, make_problem
-from sims.bandit_rollout import make_batch, pull, tables_of
+from sims.bandit_rollout import ROLLOUTS, make_batch, pull, tables_of, with_references
 from sims.bandit_tally import as_rollout, counted
 from sims.bandit_update import policy_of, step_parameters
 
@@ -134,7 +134,7 @@ def test_everything_is_provided_that_has_a_meaning(settings, absent):
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-def drawn_edit(rng, target_of=lambda batch: batch.ref_logp):
+def drawn_edit(rng, penalised=True):
     """An edit that draws every field of the objective, NaN where masked, with a k2 penalty; what it made is kept."""
     made = []
 
@@ -154,7 +154,7 @@ def drawn_edit(rng, target_of=lambda batch: batch.ref_logp):
                 clip_high=between(0.05, 0.5),
                 entropy_coef=between(0, 0.5),
                 logit_scale=between(0.7, 1.4),
-                penalties=(Penalty(between(0, 0.3), target_of(batch), "k2"),),
+                penalties=(Penalty(between(0, 0.3), batch.ref_logp, "k2"),) if penalised else (),
             )
         )
         return made[-1]
@@ -162,14 +162,17 @@ def drawn_edit(rng, target_of=lambda batch: batch.ref_logp):
     return edit, made
 
 
-def expected_tokens(config, logits, rollout, batch, objective):
+def expected_tokens(config, logits, rollout, batch, objective, scaled=True):
     """The tokens of the loss in plain numbers, and a size that bounds the sum of their parts; and the largest ratio."""
+    penalty = (*objective.penalties, Penalty(torch.zeros_like(batch.logp), batch.logp, "k2"))[0]
+    if not scaled:  # what the control says of it is not asked for
+        objective = dataclasses.replace(objective, logit_scale=torch.ones_like(batch.logp))
 
     def rows(tensor):
         return tensor[0, 0].tolist()
 
     tokens, size, largest = [], 0.0, 1.0
-    mask, penalty = rows(objective.mask), objective.penalties[0]
+    mask = rows(objective.mask)
     lengths = [sum(row) for row in mask]
     counted = None if rollout.share is None else rows(rollout.share)
     total = counted and math.fsum(
@@ -193,9 +196,8 @@ def expected_tokens(config, logits, rollout, batch, objective):
             if counted:
                 share = counted[i][t] / total if total else 0.0
             else:
-                share = oracle.TOKEN_SHARES[config.aggregation](
-                    lengths, i, config.depth if config.family == "tree" else 1
-                )
+                horizon = config.depth if config.family == "tree" else 1
+                share = oracle.TOKEN_SHARES[config.aggregation](lengths, i, horizon)
             slope = oracle.SLOPES[config.surrogate](
                 math.exp(log_ratio), together, x["advantage"], x["clip_low"], x["clip_high"]
             )
@@ -206,36 +208,60 @@ def expected_tokens(config, logits, rollout, batch, objective):
     return tokens, size, largest
 
 
-@given(
-    bandit_configs(families=("random", "contextual", "tree"), features=0, prior_scale=1.0, samples=9),
-    st.sampled_from(bandit_config.SURROGATES),
-    st.sampled_from(bandit_config.AGGREGATIONS),
-    st.booleans(),
-    st.booleans(),
-    generators(),
-)
-def test_a_step_is_the_plain_sum_over_its_tokens(config, surrogate, aggregation, kinds, supported, rng):
-    """Every surrogate and aggregation, with logits scaled token by token and the entropy of fewer arms, all edited."""
-    config = dataclasses.replace(config, surrogate=surrogate, aggregation=aggregation)
-    edit, made = drawn_edit(rng)
-    needs = {Need.LOGIT_SCALE, Need.REF_LOGP} | ({Need.ENTROPY_SUPPORT} if supported else set())
+def check_step(config, parts, rng):
+    """One step from a moved policy is the plain sum over the rollout's tokens; parts: what the control makes use of."""
+    edit, made = drawn_edit(rng, "penalties" in parts)
+    supported, scaled = Need.ENTROPY_SUPPORT in parts, Need.LOGIT_SCALE in parts
+    needs = {Need.REF_LOGP} | (parts & set(Need))
     control = make_control(edit, needs=needs, **({"entropy_support": best_two} if supported else {}))
     problem = make_problem(config)
     tables = tables_of(problem.parameters)
-    rollout = pull(config, problem, tables, 0)
-    if kinds and config.family != "tree":
+    rollout = ROLLOUTS[config.gradient](config, problem, tables, 0)
+    if "kinds" in parts:
         rollout = as_rollout(config, problem, tables, counted(config, rollout), 0)
-    rollout = bandit.with_references(control, problem, problem.parameters, rollout)
+    rollout = with_references(control, problem, problem.parameters, rollout)
     moved = problem.parameters + torch.from_numpy(rng.normal(0, 0.4, problem.parameters.shape))
     ones = torch.ones(1, 1, dtype=torch.float64)
     after, batch = step_parameters(config, control, problem, moved, ones, rollout, ())
     logits = moved[0, 0].tolist()
-    tokens, size, largest = expected_tokens(config, logits, rollout, batch, made[0])
+    tokens, size, largest = expected_tokens(config, logits, rollout, batch, made[0], scaled)
     gradient = oracle.loss_gradient(logits, tokens, best_two_of if supported else lambda row: range(len(row)))
     # a sum of n parts, each ten factors; a log-probability of logits below 64 errs by (arms + 72) u, and a surrogate
     # magnifies that by its ratio at most; of both sides; and the step is taken from logits below 16
     bound = 2 * U * (len(tokens) + 10 * (1 + largest) * (config.arms + 72)) * size * config.step_size + 64 * U
     np.testing.assert_allclose((moved - after)[0, 0], config.step_size * np.array(gradient), rtol=0, atol=bound)
+
+
+USES = st.sets(st.sampled_from(["penalties", Need.LOGIT_SCALE, Need.ENTROPY_SUPPORT]))
+TABLES = {"features": 0, "prior_scale": 1.0}
+
+
+@pytest.mark.parametrize("aggregation", bandit_config.AGGREGATIONS)
+@given(
+    bandit_configs(families=("tree",), samples=9, **TABLES),
+    st.sampled_from(bandit_config.SURROGATES),
+    USES,
+    generators(),
+)
+def test_a_step_on_sampled_sequences(aggregation, config, surrogate, uses, rng):
+    check_step(dataclasses.replace(config, surrogate=surrogate, aggregation=aggregation), uses, rng)
+
+
+@pytest.mark.parametrize("surrogate", bandit_config.SURROGATES)
+@given(
+    bandit_configs(families=("random", "contextual"), samples=9, **TABLES),
+    st.sampled_from(bandit_config.AGGREGATIONS),
+    st.sampled_from([set(), {"kinds"}]),
+    USES,
+    generators(),
+)
+def test_a_step_on_pulls_and_on_kinds_of_them(surrogate, config, aggregation, kinds, uses, rng):
+    check_step(dataclasses.replace(config, surrogate=surrogate, aggregation=aggregation), uses | kinds, rng)
+
+
+@given(bandit_configs(gradient="exact", **TABLES), st.sampled_from(bandit_config.SURROGATES), USES, generators())
+def test_a_step_on_every_sequence_with_its_share(config, surrogate, uses, rng):
+    check_step(dataclasses.replace(config, surrogate=surrogate), uses, rng)
 
 
 def test_the_step_of_one_scaled_token_by_hand():
@@ -252,23 +278,6 @@ def test_the_step_of_one_scaled_token_by_hand():
     after, _ = step_parameters(config, doubled, problem, problem.parameters, ones, rollout, ())
     # thirds are rounded, then four sums and products of numbers below 2
     np.testing.assert_allclose(after[0, 0, 0], [4 / 3, -2 / 3, -2 / 3], rtol=0, atol=20 * U)
-
-
-@given(bandit_configs(families=("tree",), features=0, prior_scale=1.0, gradient="exact"), generators())
-def test_an_exact_step_with_scaled_logits(config, rng):
-    """Shares of whole sequences in place of counts."""
-    edit, made = drawn_edit(rng)
-    control = make_control(edit, needs={Need.LOGIT_SCALE, Need.REF_LOGP})
-    problem = make_problem(config)
-    rollout, _ = bandit.draw(config, control, problem, problem.parameters, 0, False)
-    moved = problem.parameters + torch.from_numpy(rng.normal(0, 0.4, problem.parameters.shape))
-    ones = torch.ones(1, 1, dtype=torch.float64)
-    after, batch = step_parameters(config, control, problem, moved, ones, rollout, ())
-    logits = moved[0, 0].tolist()
-    tokens, size, largest = expected_tokens(config, logits, rollout, batch, made[0])
-    gradient = oracle.loss_gradient(logits, tokens)
-    bound = 2 * U * (len(tokens) + 10 * (1 + largest) * (config.arms + 72)) * size * config.step_size + 64 * U
-    np.testing.assert_allclose((moved - after)[0, 0], config.step_size * np.array(gradient), rtol=0, atol=bound)
 
 
 # --- every control --------------------------------------------------------------------------------------------------
