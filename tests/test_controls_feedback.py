@@ -1,4 +1,4 @@
-"""Controls that follow a measurement or a reference: worked by hand, against loops, and in a closed loop."""
+"""Controls that follow the measured entropy: worked by hand, against published loops, and in a closed loop."""
 
 import itertools
 import math
@@ -8,8 +8,9 @@ import oracles
 import pytest
 import strategies
 import torch
-from contract import build, edited, fixed_batch, gradients, same_effect, start
-from hypothesis import assume, given
+from closed_loop import FLAT, REWARD, after, batch_of, objective_after, replicas, tensor, train
+from contract import build, edited, fixed_batch, gradients, start
+from hypothesis import given
 from hypothesis import strategies as st
 
 from entropy_theory.control import Need, check_fits
@@ -17,94 +18,10 @@ from entropy_theory.controls import CONTROLS, presets
 from entropy_theory.controls.aent import aent
 from entropy_theory.controls.aer import aer
 from entropy_theory.controls.entropic import entropic
-from entropy_theory.controls.kl_to_reference import kl_to_reference
 from entropy_theory.controls.none import none
 from entropy_theory.controls.temperature import temperature
-from entropy_theory.loss import token_loss
-from entropy_theory.measure import reference_kl
-from entropy_theory.records import Batch, Measurement, Objective, Sampling
+from entropy_theory.records import Measurement, Objective, Sampling
 from entropy_theory.softmax import entropy
-
-DOUBLE = torch.float64
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=DOUBLE)
-
-
-def batch_of(logp, advantage, **fields):
-    """A batch of one replica from nested lists; whatever is not given is of no interest."""
-    logp = tensor(logp)
-    given_fields = {name: tensor(value) for name, value in fields.items() if name not in ("mask", "group")}
-    plain = Batch(
-        logp=logp,
-        old_logp=logp,
-        advantage=tensor(advantage),
-        mask=torch.tensor(fields.get("mask", torch.ones_like(logp).bool().tolist())),
-        entropy=torch.ones_like(logp),
-        outcome=torch.zeros(len(logp), dtype=DOUBLE),
-        group=torch.tensor(fields.get("group", [0] * len(logp))),
-    )
-    return replace(plain, **given_fields)
-
-
-def after(control, entropies):
-    """The control's state after steps of these mean entropies."""
-    state = control.init(torch.zeros((), dtype=DOUBLE))
-    for measured in entropies:
-        state = control.advance(state, Measurement(tensor(measured)))
-    return state
-
-
-def objective_after(control, entropies, batch):
-    return control.edit(Objective.from_batch(batch), batch, after(control, entropies))
-
-
-def replicas(*tensors):
-    """Nested [rows][steps] lists of each replica."""
-    return zip(*(t.reshape(-1, *t.shape[-2:]).tolist() for t in tensors), strict=True)
-
-
-def exact_gradient(control, logits, reward, reference, state=()):
-    """Ascent direction of the logits at ratio 1: every action with either outcome, 1 with probability `reward`.
-
-    Returns: the direction, the batch, and the probability of each of its rows.
-    """
-    logits = logits.clone().requires_grad_()
-    logp = torch.log_softmax(logits, -1)
-    chance = (logp.detach().exp() * torch.stack([1 - reward, reward])).reshape(-1, 1)
-    outcome = torch.arange(2, dtype=DOUBLE).repeat_interleave(len(logits)).unsqueeze(-1)
-    both = logp.repeat(2).unsqueeze(-1)
-    batch = Batch(
-        logp=both.detach(),
-        old_logp=both.detach(),
-        advantage=outcome - (chance * outcome).sum(),
-        mask=chance > 0,
-        entropy=entropy(logits).detach().expand(both.shape),
-        outcome=outcome.squeeze(-1),
-        group=torch.zeros(len(both), dtype=torch.int64),
-        ref_logp=reference.repeat(2).unsqueeze(-1),
-    )
-    objective = control.edit(Objective.from_batch(batch), batch, state)
-    spread = entropy(control.entropy_support(logits)).expand(both.shape)
-    (gradient,) = torch.autograd.grad((chance * token_loss(both, spread, batch, objective)).sum(), logits)
-    return -gradient, batch, chance
-
-
-def train(control, logits, reward, steps, lr=0.5):
-    """Gradient ascent in a closed loop: (last logits, entropy before each step)."""
-    reference, seen = torch.log_softmax(logits, -1), []
-    state = control.init(torch.zeros((), dtype=DOUBLE))
-    for _ in range(steps):
-        gradient, batch, chance = exact_gradient(control, logits, reward, reference, state)
-        seen.append(float(entropy(logits)))
-        state = control.advance(state, Measurement(entropy(logits), reference_kl(batch, chance)))
-        logits = logits + lr * gradient
-    return logits, seen
-
-
-REWARD = tensor([1.0, 0.5, 0.0, 0.0])
-FLAT = tensor([0.3, 0.0, -0.2, 0.1])
 
 
 def test_reward_alone_takes_the_entropy_away():
@@ -112,171 +29,7 @@ def test_reward_alone_takes_the_entropy_away():
     assert train(none(), FLAT, REWARD, 1000)[1][-1] < 0.02
 
 
-# --- kl_to_reference ----------------------------------------------------------------------------------------------
-
-# x = logp - ref_logp = 1, -2, 0.5; the last token of the second row is padding
-LOGP = [[-1.0, -3.0, -2.0], [-1.0, -1.0, -1.0]]
-REF_LOGP = [[-2.0, -1.0, -2.5], [-1.0, -4.0, math.nan]]
-VALID = [[True, True, True], [True, True, False]]
-
-
-@pytest.mark.parametrize(
-    ("form", "losses", "slopes"),
-    [
-        # x^2 / 2 and x, of x = 1, -2, 0.5 and 0, 3
-        ("k2", [0.5, 2.0, 0.125, 0.0, 4.5], [1.0, -2.0, 0.5, 0.0, 3.0]),
-        # exp(-x) + x - 1 and 1 - exp(-x)
-        (
-            "k3",
-            [math.exp(-1), math.exp(2) - 3, math.exp(-0.5) - 0.5, 0.0, math.exp(-3) + 2],
-            [1 - math.exp(-1), 1 - math.exp(2), 1 - math.exp(-0.5), 0.0, 1 - math.exp(-3)],
-        ),
-    ],
-)
-def test_kl_in_the_loss_by_hand(form, losses, slopes):
-    batch = batch_of(LOGP, [[0.0] * 3] * 2, ref_logp=REF_LOGP, mask=VALID)
-    loss, slope, _ = gradients(batch, edited(kl_to_reference(form, coef=0.5), batch))
-    # 1e-15 relative: a rounding or two of numbers below 8
-    assert loss[batch.mask].tolist() == pytest.approx([0.5 * v for v in losses], rel=1e-14)
-    assert slope[batch.mask].tolist() == pytest.approx([0.5 * v for v in slopes], rel=1e-14)
-
-
-def test_kl_in_the_reward_by_hand():
-    """Rewards -x of 1, -2, 0.5 have returns -(1 - 2 + 0.5), -(-2 + 0.5), -0.5; of 0, 3: -3, -3. Times 0.5."""
-    batch = batch_of(LOGP, [[1.0] * 3, [0.0] * 3], ref_logp=REF_LOGP, mask=VALID)
-    result = edited(kl_to_reference("k1", coef=0.5), batch)
-    assert result.advantage[batch.mask].tolist() == [1 + 0.25, 1 + 0.75, 1 - 0.25, -1.5, -1.5]
-    assert not result.penalties
-
-
-@given(strategies.batches(fresh=False), st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([0.05, 0.4, math.inf]))
-def test_kl_in_the_reward_equals_the_loop(batch, coef, limit):
-    result = edited(kl_to_reference("k1", coef, limit), batch)
-    arrays = (batch.old_logp, batch.ref_logp, batch.mask, batch.advantage, result.advantage)
-    for old, ref, mask, advantage, found in replicas(*arrays):
-        for row in zip(old, ref, mask, advantage, found, strict=True):
-            tokens = list(zip(*row, strict=True))
-            for t, (*_, valid, before, now) in enumerate(tokens):
-                ratios = [o - r for o, r, v, *_ in tokens[t:] if v]
-                spent = math.fsum(x for x in ratios if abs(x) <= limit)
-                # 1e-14: six roundings of numbers below 10, times at most 2
-                assert not valid or now == pytest.approx(before - coef * spent, abs=1e-14)
-
-
-@given(strategies.batches(fresh=False), st.sampled_from(["k2", "k3"]), st.sampled_from([0.01, 0.1, math.inf]))
-def test_kl_in_the_loss_equals_the_loop(batch, form, limit):
-    """Tokens whose estimate exceeds the limit have no gradient, as under verl's clamp at 10."""
-    control = kl_to_reference(form, 0.3, limit)
-    plain, result = Objective.from_batch(batch), edited(control, batch)
-    slopes = gradients(batch, result)[1] - gradients(batch, plain)[1]
-    for logp, ref, mask, found in replicas(batch.logp, batch.ref_logp, batch.mask, slopes):
-        for one, two, valid, slope in zip(*map(oracles.flat, (logp, ref, mask, found)), strict=True):
-            x = one - two
-            estimate, derivative = (x * x / 2, x) if form == "k2" else (math.exp(-x) + x - 1, 1 - math.exp(-x))
-            assume(not valid or abs(estimate - limit) > 1e-12)  # on the edge either answer is right
-            # 1e-13: the difference of two sums of numbers up to 100 (ratios up to e^0.6 times advantages)
-            assert not valid or slope == pytest.approx(0.3 * derivative if estimate <= limit else 0.0, abs=1e-13)
-
-
-@given(
-    strategies.logits(max_actions=8, kinds=("normal",)), strategies.generators(), st.sampled_from(["k1", "k2", "k3"])
-)
-def test_expected_gradients_of_the_three_forms(logits, rng, form):
-    """k1 in the reward and k2 descend KL(policy || reference), k3 KL(reference || policy), each over all actions."""
-    logits = logits.clamp(-5, 5)
-    reference = torch.log_softmax(torch.from_numpy(rng.normal(size=logits.shape)), -1)
-    found, *_ = exact_gradient(kl_to_reference(form, 0.7), logits, torch.zeros_like(logits), reference, tensor(0.7))
-    here = logits.clone().requires_grad_()
-    logp = torch.log_softmax(here, -1)
-    forward, backward = (logp.exp() * (logp - reference)).sum(), (reference.exp() * (reference - logp)).sum()
-    (expected,) = torch.autograd.grad(backward if form == "k3" else forward, here)
-    # 1e-12: sums of eight terms pi x of size up to 100 (k3: exp(-x) pi with -x up to 15 has size 1 at most)
-    assert torch.allclose(found, -0.7 * expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("form", ["k1", "k2"])
-def test_training_with_kl_ends_at_the_known_optimum(form):
-    """max E_pi[r] - coef KL(pi || ref) has the solution pi proportional to ref exp(r / coef)."""
-    logits, _ = train(kl_to_reference(form, 0.5), FLAT, REWARD, 400, lr=1.0)
-    optimum = torch.softmax(torch.log_softmax(FLAT, -1) + REWARD / 0.5, -1)
-    # contraction by at least 1 - coef min(pi) = 0.97 a step: 0.97^400 = 5e-6 of an error below 1
-    assert torch.allclose(logits.softmax(-1), optimum, rtol=0, atol=5e-6)
-
-
-def test_training_with_k3_ends_where_its_gradient_balances_the_reward():
-    """pi_a (r_a - mean r) = coef (pi_a - ref_a)."""
-    logits, _ = train(kl_to_reference("k3", 0.5), FLAT, REWARD, 600, lr=1.0)
-    probability, reference = logits.softmax(-1), FLAT.softmax(-1)
-    push = probability * (REWARD - (probability * REWARD).sum())
-    # the step that is left after 600 of them
-    assert torch.allclose(push, 0.5 * (probability - reference), rtol=0, atol=1e-6)
-
-
-def test_one_step_rows_pay_for_their_own_step_only():
-    """The same tokens as three rows of one step and as one row of three."""
-    row = batch_of([[-1.0, -1.0, -1.0]], [[0.0] * 3], ref_logp=[[-2.0, -3.0, -4.0]])
-    pulls = batch_of([[-1.0]] * 3, [[0.0]] * 3, ref_logp=[[-2.0], [-3.0], [-4.0]])
-    control = kl_to_reference("k1", 1.0)
-    assert edited(control, row).advantage.tolist() == [[-6.0, -5.0, -3.0]]
-    assert edited(control, pulls).advantage.tolist() == [[-1.0], [-2.0], [-3.0]]
-
-
-@pytest.mark.parametrize("form", ["k1", "k2", "k3"])
-def test_an_action_the_reference_never_takes_has_no_part(form):
-    batch = batch_of([[-1.0, -1.0]], [[1.0, 1.0]], ref_logp=[[-math.inf, -1.0]])
-    assert same_effect(batch, edited(kl_to_reference(form, 1.0), batch), Objective.from_batch(batch))
-
-
-def test_an_adaptive_coefficient_follows_the_measured_kl():
-    """Target 0.1, horizon 2: KL 0.3 is cut at +0.2, so times 1.1; KL 0.09 is -0.1, so times 0.95."""
-    control = kl_to_reference("k2", 1.0, target_kl=0.1, horizon=2.0)
-    state = control.init(torch.zeros(2, dtype=DOUBLE))
-    state = control.advance(state, Measurement(tensor([1.0, 1.0]), tensor([0.3, 0.09])))
-    assert state.tolist() == pytest.approx([1.1, 0.95], rel=1e-15)
-    with pytest.raises(ValueError, match="the world measured none"):
-        control.advance(state, Measurement(tensor([1.0, 1.0])))
-
-
-def test_an_adaptive_coefficient_holds_its_target_in_training():
-    control = kl_to_reference("k2", 0.05, target_kl=0.1, horizon=2.0)
-    logits, _ = train(control, FLAT, REWARD, 2000, lr=0.3)
-    reference, logp = FLAT.log_softmax(-1), logits.log_softmax(-1)
-    # measured: 0.1000; 1 % leaves room for the last steps' swing, |KL / target - 1| <= 0.2 / horizon a step
-    assert float((logp.exp() * (logp - reference)).sum()) == pytest.approx(0.1, rel=0.01)
-
-
-@given(strategies.batches(), st.booleans(), strategies.generators())
-def test_reference_kl_equals_the_loop(batch, weighted, rng):
-    share = torch.from_numpy(rng.choice([0.0, 0.5, 2.0], tuple(batch.mask.shape)))
-    share[..., 0, 0] = 1.0  # some weight somewhere
-    found = reference_kl(batch, share if weighted else None).reshape(-1)
-    arrays = (batch.logp, batch.ref_logp, batch.mask, share)
-    for measured, fields in zip(found.tolist(), replicas(*arrays), strict=True):
-        logp, ref, mask, weight = map(oracles.flat, fields)
-        ratios = [a - b if m else 0.0 for a, b, m in zip(logp, ref, mask, strict=True)]
-        kept = [m * (w if weighted else 1.0) for m, w in zip(mask, weight, strict=True)]
-        assume(not weighted or any(kept))
-        expected = oracles.mean([math.exp(-x) + x - 1 for x in ratios], kept)
-        # 1e-14: means of numbers of size below 10
-        assert measured == pytest.approx(expected, abs=1e-14)
-
-
-def test_reference_kl_is_none_without_a_reference():
-    assert reference_kl(batch_of([[-1.0]], [[1.0]])) is None
-
-
-@given(strategies.logits(max_actions=8, kinds=("normal", "uniform", "ties")), strategies.generators())
-def test_reference_kl_is_the_kl_when_every_action_is_weighted_by_its_probability(logits, rng):
-    logits = logits.clamp(-3, 3)
-    reference = torch.log_softmax(torch.from_numpy(rng.normal(size=logits.shape)), -1)
-    _, batch, chance = exact_gradient(none(), logits, torch.zeros_like(logits), reference)
-    logp = logits.log_softmax(-1)
-    exact = float((logp.exp() * (logp - reference)).sum())
-    # 1e-13: k3 adds sum_a ref_a - 1 = 0 as numbers of size 1
-    assert float(reference_kl(batch, chance)) == pytest.approx(exact, abs=1e-13)
-
-
-# --- adaptive_entropy ---------------------------------------------------------------------------------------------
+# --- adaptive_entropy -------------------------------------------------------------------------------------------------
 
 
 def test_adaptive_entropy_by_hand():
@@ -345,7 +98,7 @@ def test_adaptive_entropy_keeps_a_policy_from_collapsing():
     assert max(abs(h - 0.5) for h in held[-500:]) < 0.05
 
 
-# --- aer ----------------------------------------------------------------------------------------------------------
+# --- aer --------------------------------------------------------------------------------------------------------------
 
 
 def test_aer_by_hand():
@@ -400,7 +153,7 @@ def test_aer_holds_a_share_of_the_initial_entropy():
     assert held[-1] == pytest.approx(0.4 * held[0], rel=1e-3)
 
 
-# --- entropic -----------------------------------------------------------------------------------------------------
+# --- entropic ---------------------------------------------------------------------------------------------------------
 
 
 def test_entropic_by_hand():
@@ -481,7 +234,7 @@ def test_entropic_hastens_the_fall_towards_its_target_from_above():
     assert held < 0.7 * alone
 
 
-# --- temperature --------------------------------------------------------------------------------------------------
+# --- temperature ------------------------------------------------------------------------------------------------------
 
 
 def test_temperature_by_hand():
@@ -539,73 +292,7 @@ def test_temperature_refuses_a_target_above_the_entropy_of_chance(actions, targe
             check_fits("temperature", temperature(target), "the bandit", frozenset({Need.SAMPLING}), actions)
 
 
-# --- aent ---------------------------------------------------------------------------------------------------------
-
-
-def test_aent_by_hand():
-    """Of the logits log 4, log 2, log 1 a third is left out: the entropy is that of (2/3, 1/3)."""
-    support = aent(share=1 / 3).entropy_support(tensor([4.0, 1.0, 2.0]).log())
-    assert support.isneginf().tolist() == [False, True, False]
-    kept = -(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(1 / 3)
-    assert float(entropy(support)) == pytest.approx(kept, rel=1e-15)
-
-
-@given(strategies.logits(leading=None, max_actions=50), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.99]))
-def test_aent_leaves_out_the_lowest_actions(logits, share):
-    support = aent(share).entropy_support(logits)
-    actions = logits.shape[-1]
-    for before, now in zip(logits.reshape(-1, actions).tolist(), support.reshape(-1, actions).tolist(), strict=True):
-        edge = sorted(before)[math.floor(share * actions)]
-        assert now == [z if z >= edge else -math.inf for z in before]
-        assert max(before) in now  # the likeliest always stays
-    if share * actions < 1:
-        assert torch.equal(support, logits)
-
-
-@given(strategies.logits(max_actions=50), st.sampled_from([0.1, 0.3, 0.5]))
-def test_aent_bonus_has_the_gradient_of_the_renormalised_policy(logits, share):
-    """-q_a (log q_a + H(q)) on what is kept, 0 on what is left out, whose logits do not enter."""
-    here = logits.clone().requires_grad_()
-    support = aent(share).entropy_support(here)
-    (found,) = torch.autograd.grad(entropy(support).sum(), here)
-    kept = support.detach() > -torch.inf
-    expected = iter(oracles.entropy_gradient(support[kept].tolist()))
-    assert torch.isfinite(found).all()
-    # 1e-12: a probability times a logarithm of up to 100 (logits within 50)
-    assert found.tolist() == pytest.approx([next(expected) if k else 0.0 for k in kept.tolist()], abs=1e-12)
-
-
-@pytest.mark.parametrize("dtype", strategies.DTYPES)
-def test_aent_keeps_the_dtype_and_equal_logits_at_the_edge(dtype):
-    logits = torch.tensor([1.0, 0.0, 0.0, 2.0], dtype=dtype)
-    support = aent(0.25).entropy_support(logits)
-    assert support.dtype == dtype and torch.equal(support, logits)
-
-
-def test_aent_coefficient_adapts_to_the_range_of_the_recipe():
-    """Range 0.05 to 0.23, gain 0.001: 0.03 adds 0.001 * 0.02, 0.1 nothing, 0.43 takes away 0.001 * 0.2, to 1e-5."""
-    control = CONTROLS["aent"](**presets("aent")["areal-adaptive"])
-    batch = batch_of([[-1.0]], [[1.0]])
-    entropies = [0.03, 0.1, 0.43, 0.43]
-    found = [float(objective_after(control, entropies[:n], batch).entropy_coef[0, 0]) for n in range(5)]
-    # 1e-18: roundings of numbers below 3e-4
-    assert found == pytest.approx([2e-4, 2.2e-4, 2.2e-4, 2e-5, 1e-5], abs=1e-18)
-
-
-def test_aent_leaves_unlikely_actions_alone_where_a_plain_bonus_raises_them():
-    """Two good actions and two bad ones: both bonuses spread the good ones, the plain one raises the bad ones too."""
-    logits, reward = tensor([1.0, 0.9, -3.0, -3.1]), tensor([1.0, 0.95, 0.0, 0.0])
-    plain, _ = train(build("entropy_bonus", {"coef": 0.3}), logits, reward, 800)
-    clamped, _ = train(aent(share=0.5, coef=0.3), logits, reward, 800)
-    lost = [float(z.softmax(-1)[2:].sum()) for z in (plain, clamped)]
-    # the plain optimum is softmax(r / 0.3): exp(-1 / 0.3) = 0.036 of each bad one to 1.85 of the good ones
-    assert lost[0] == pytest.approx(
-        2 * math.exp(-1 / 0.3) / (1 + math.exp(-0.05 / 0.3) + 2 * math.exp(-1 / 0.3)), abs=1e-3
-    )
-    assert lost[1] < lost[0] / 10
-
-
-# --- errors -------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

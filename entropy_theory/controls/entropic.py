@@ -37,8 +37,8 @@ def entropic(
 
     Yang et al. 2025 (EntroPIC, arXiv 2511.15248). Below the target alpha is negative: praise of likely tokens weakens,
     blame of them grows, and entropy rises. It acts while some likely token has A != 0, and saturates at |e| = 1 / K_P.
-    Only blame of likely tokens raises entropy, while blame of rare ones goes on lowering it: of a likely action with
-    success rate p and the next best with q, alpha = -1 lets entropy rise only while 2 p (1 - p) > p - q, never for p = 1.
+    Only blame of likely tokens raises entropy, while blame of rare ones goes on lowering it: near a policy of one
+    likely action, of success rate p, and a next best of q, alpha = -1 raises it only while 2 p (1 - p) > p - q.
 
     Deviations from the authors' code: alpha follows the minibatch before, not the entropy of the micro-batch at hand;
     the sum is held while it would push further beyond the clip; and the added -alpha r |A| lies inside PPO's clip,
