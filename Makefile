@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults test-wheel lint figures update-figures update-sweeps clean
+.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults mutants test-wheel lint figures update-figures update-sweeps clean
 
 help:
 	@echo "make reproduce       set up, then the main job (about 8 minutes on 2 cores): runs/reproduce/report.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make update-sweeps   run the sweeps that have figures (about 5 minutes on 2 cores) and do the same with their data"
 	@echo "make test-trl        TRL's own functions on the golden batches, in an environment of its own; test-verl: verl's"
 	@echo "make benchmark-peers PureJaxRL's environment for benchmarks/cartpole_ppo.py"
+	@echo "make mutants         mutation testing of the core, hours; or of MODULES=\"loss surrogate\", minutes each"
 	@echo "make test-quick | test-thorough | test-wheel | faults | lint | setup | clean"
 
 setup: $(VENV)/.installed
@@ -75,6 +76,12 @@ benchmark-peers: .venv-benchmarks/.installed
 
 faults: setup
 	$(BIN)/python tests/plant_faults.py
+
+# MODULES names files of entropy_theory; all those of tests/mutate.py if it is empty (docs/mutants.md)
+MODULES ?=
+mutants: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	nice -n 10 $(BIN)/python tests/mutate.py $(MODULES)
 
 # the wheel in an environment of its own, outside the checkout
 test-wheel: setup
