@@ -178,6 +178,15 @@ def test_quantile_advantage_of_binary_outcomes_is_the_published_rule(size, data)
         assert np.sign(value) == np.sign(outcome - baseline)
 
 
+def test_a_share_of_failures_equal_to_the_quantile_is_enough():
+    """p = 1 - K to the digit: b = 0. In doubles .07 * 100 > 7 and .29 * 100 < 29, yet 7 / 100 is .07, as written."""
+    for size in (5, 10, 20, 25, 100):
+        for zeros in range(1, size):
+            batch = rows_batch([0.0] * zeros + [1.0] * (size - zeros), [0] * size)
+            at = edited(CONTROLS["quantile_advantage"](quantile=float(f"{zeros / size:.2f}")), batch).advantage
+            assert float(at.min()) == 0 and float(at.max()) > 0, (zeros, size)
+
+
 def quantile_advantages(outcome, group, valid, quantile, eps):
     """By loops: the smallest outcome that at least `quantile` of the group's valid rows do not exceed."""
     found = []
