@@ -327,7 +327,7 @@ def test_a_cluster_that_cannot_be_reached_is_named(tmp_path):
 
 def test_list_shows_the_sweeps(capsys):
     assert cli.main(["ablate", "--list"]) == 0
-    assert "controls_bandit (bandit; 5 runs of 20 seeds; about" in capsys.readouterr().out
+    assert "controls_bandit (bandit; 22 runs of 100 seeds; about" in capsys.readouterr().out
 
 
 # --- metrics of some steps only -------------------------------------------------------------------------------------

@@ -107,14 +107,14 @@ if __name__ == "__main__":
 def test_a_missing_extra_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch, words, missing, message):
     monkeypatch.setitem(sys.modules, missing, None)
     out = tmp_path / "out"
-    assert cli.main(["ablate", "controls_bandit", "--out", str(out), *words]) == 2
+    assert cli.main(["ablate", "deceptive_controls", "--out", str(out), *words]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_no_sbatch_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cli.main(["ablate", "controls_bandit", "--out", str(tmp_path / "out"), "--engine", "slurm"]) == 2
+    assert cli.main(["ablate", "deceptive_controls", "--out", str(tmp_path / "out"), "--engine", "slurm"]) == 2
     assert "there is no sbatch here" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -125,7 +125,7 @@ def test_what_slurm_refuses_is_told(tmp_path, capsys, monkeypatch):
     fake.chmod(0o755)
     (tmp_path / "srun").symlink_to(fake)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    words = ["ablate", "controls_bandit", "--out", str(tmp_path / "out"), "--engine", "slurm"]
+    words = ["ablate", "deceptive_controls", "--out", str(tmp_path / "out"), "--engine", "slurm"]
     assert cli.main([*words, "--slurm", "partition=no_such"]) == 2
     error = capsys.readouterr().err
     assert "Slurm refused the jobs" in error and "invalid partition specified" in error and "Traceback" not in error

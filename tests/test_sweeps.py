@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from entropy_theory import sweeps
 from entropy_theory.cli import sweep_files
+from entropy_theory.cli.trials import candidates
 from entropy_theory.cli.worlds import WORLDS, check_control, config_class
+from entropy_theory.controls import CONTROLS
 
 CLASSES = {world: functools.partial(config_class, world) for world in WORLDS}
 SPACE = "[tune.space.kl_cov]\nfraction = { low = 0.1, high = 0.2 }\n"
@@ -96,12 +98,14 @@ def test_the_space_of_a_control_and_of_all():
 @pytest.mark.parametrize("name", sweep_files.committed())
 def test_every_committed_sweep_is_sound(name):
     sweep = sweep_files.load(name, {})
-    assert sweep.description and sweep.seeds >= 10
+    assert sweep.description and sweep.seeds >= (5 if sweep.world == "llm" else 10)
     for point in sweep.points:
         check_control(sweep.world, point.config)
     if sweep.tune:
-        searched = {control for control in sweep.tune.space if control != "all"}
+        searched = {control for control in (*sweep.tune.space, *sweep.tune.grid) if control != "all"}
         assert searched <= {point.config.control for point in sweep.points}
+        for candidate in candidates(sweep):
+            check_control(sweep.world, candidate.config)
     assert f"{name} ({sweep.world}; {len(sweep.points)} run" in sweep_files.listing()
 
 
@@ -153,3 +157,15 @@ def test_a_mistake_is_one_sentence(text, message):
 def test_a_varied_field_cannot_be_set():
     with pytest.raises(ValueError, match="--set arms: the runs of the sweep set this themselves"):
         parse('world = "bandit"\n[axes]\narms = [3, 4]', arms=5)
+
+
+def test_the_comparison_has_every_control_in_every_world():
+    """CartPole's in two parts: what compares the episodes of a group needs GRPO."""
+    found = {name: sweep_files.load(name, {}) for name in sweep_files.suite("controls")}
+    assert {sweep.world for sweep in found.values()} == set(WORLDS)
+    for world in WORLDS:
+        points = [point for sweep in found.values() if sweep.world == world for point in sweep.points]
+        assert {point.config.control for point in points} == set(CONTROLS)
+    for sweep in found.values():
+        assert set(sweep.tune.grid) == {point.config.control for point in sweep.points}
+        assert sweep.seeds >= {"bandit": 50, "cartpole": 20, "llm": 5}[sweep.world]

@@ -90,9 +90,11 @@ def checked(options: AblateOptions) -> Sweep:
         sweep = replace(sweep, figure=None)
     for point in sweep.points:
         check_control(sweep.world, point.config)
-    from entropy_theory.cli.trials import refuse_ambiguous
+    from entropy_theory.cli.trials import candidates, refuse_ambiguous
 
     refuse_ambiguous(sweep)
+    for candidate in candidates(sweep):
+        check_control(sweep.world, candidate.config)
     if options.tune:
         from entropy_theory.cli.tuning import check
 

@@ -10,7 +10,7 @@ from entropy_theory.cli.engines import read_note
 from entropy_theory.cli.results import final, mean_of_numbers, read_curves
 from entropy_theory.cli.sweep_files import note_path
 from entropy_theory.cli.worlds import run_folders
-from entropy_theory.sweeps import Point, Sweep, with_parameters
+from entropy_theory.sweeps import Point, Sweep, candidates_of, with_parameters
 
 
 def refuse_ambiguous(sweep: Sweep) -> None:
@@ -27,6 +27,11 @@ def refuse_ambiguous(sweep: Sweep) -> None:
                 f"sweep {sweep.name}: [tune] of {name}: {key} is a field of the config and a parameter of the "
                 f'control; write "{name}.{key}" for the latter, or put the field in [tune.space.all]'
             )
+
+
+def candidates(sweep: Sweep) -> list[Point]:
+    """Every candidate of every run on the sweep's grid, on the tuning seeds."""
+    return [tuning_point(sweep, point, values) for point in sweep.points for values in candidates_of(sweep, point)]
 
 
 def tuning_point(sweep: Sweep, point: Point, parameters: dict[str, Any]) -> Point:
