@@ -91,7 +91,7 @@ CONTRACT: dict[str, Row] = {
     # an infinite temperature compares nothing
     "egsw": Row(acting={"alpha": 0.3}, acts_on_fresh=True, neutral={"temperature": math.inf}),
     # the factor cancels in the advantage alone
-    "era": Row(acting={"low": 0.9, "high": 1.0}, acts_on_fresh=True, neutral={"factor": 1.0}),
+    "era": Row(acting={"entropy_low": 0.9, "entropy_high": 1.0}, acts_on_fresh=True, neutral={"factor": 1.0}),
     # it edits no objective: the policy itself is another
     "era_activation": Row(acting={}, acts_on_fresh=False, acts_on_stale=False),
     "high_entropy_tokens": Row(acting={"fraction": 0.5}, acts_on_fresh=True, neutral={"fraction": 1.0}),

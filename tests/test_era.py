@@ -332,15 +332,15 @@ def test_era_as_released_sharpens_from_advantage_1_and_scales_no_advantage():
 def test_era_takes_the_fraction_of_each_row(fraction, mean):
     """Of .1, .4, .2: one token up to 2/3, then .4 and .2, then all."""
     batch = rows_batch()
-    sharp = edited(era(low=mean + 1e-9, fraction=fraction), batch).logit_scale[0]
-    plain = edited(era(low=mean - 1e-9, fraction=fraction), batch).logit_scale[0]
+    sharp = edited(era(entropy_low=mean + 1e-9, fraction=fraction), batch).logit_scale[0]
+    plain = edited(era(entropy_low=mean - 1e-9, fraction=fraction), batch).logit_scale[0]
     assert sharp.tolist() == [2, 1, 2] and plain.tolist() == [1, 1, 1]
 
 
 @given(strategies.batches(), st.sampled_from([0.2, 0.5, 1.0]), st.sampled_from(list(PRESETS)), st.data())
 def test_era_by_loops(batch, fraction, preset, data):
     low, high, factor = 1.0, 2.0, 3.0
-    parameters = PRESETS[preset] | {"low": low, "high": high, "factor": factor, "fraction": fraction}
+    parameters = PRESETS[preset] | {"entropy_low": low, "entropy_high": high, "factor": factor, "fraction": fraction}
     objective = data.draw(strategies.objectives(batch))
     found = edited(era(**parameters), batch, objective=objective)
     code = preset == "era-code"
@@ -383,8 +383,8 @@ def test_the_clip_of_the_run_stays_unless_told():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"low": 3.0, "high": 1.0}, "0 <= low <= high, got 3.0 and 1.0"),
-        ({"low": -0.1}, "0 <= low <= high"),
+        ({"entropy_low": 3.0, "entropy_high": 1.0}, "0 <= entropy_low <= entropy_high, got 3.0 and 1.0"),
+        ({"entropy_low": -0.1}, "0 <= entropy_low <= entropy_high"),
         ({"factor": 0.0}, "era.factor must be positive and finite, got 0.0"),
         ({"factor": math.inf}, "era.factor must be positive and finite"),
         ({"fraction": 20.0}, "not a percentage"),

@@ -10,15 +10,15 @@ from entropy_theory.control import Control, Need, control
 from entropy_theory.controls.checks import check_choice, check_fraction
 
 PRESETS = {
-    "paper": {"low": 0.45, "high": 3.0, "factor": 2.0},
+    "paper": {"entropy_low": 0.45, "entropy_high": 3.0, "factor": 2.0},
     # the released script: advantages as they are, ratios up to 2, and the integer buffer of the docstring
     "era-code": {"scales": "logits", "praised": "integer", "clip": 1.0},
 }
 
 
 def era(
-    low: float = 0.45,
-    high: float = 3.0,
+    entropy_low: float = 0.45,
+    entropy_high: float = 3.0,
     factor: float = 2.0,
     fraction: float = 0.2,
     scales: Literal["logits_and_advantage", "logits"] = "logits_and_advantage",
@@ -28,8 +28,8 @@ def era(
     r"""Push with a sharper policy where a praised response has little entropy, with a flatter one where it has much.
 
         H_row = mean of the `fraction` of the row's token entropies that are highest
-        A > 0 and H_row < low:   z' = factor z,  A' = A / factor
-        A > 0 and H_row > high:  z' = z / factor,  A' = factor A
+        A > 0 and H_row < entropy_low:   z' = factor z,  A' = A / factor
+        A > 0 and H_row > entropy_high:  z' = z / factor,  A' = factor A
 
     z' is the policy of the update only, sampling uses z. In the gradient of A' log pi' by z the factor cancels, and
     what is left is A (e_a - pi'): likely tokens get smaller pushes from a sharper pi'. It is feedback, no floor.
@@ -40,7 +40,7 @@ def era(
     advantages in (0, 1) become 0, so that only A >= 1 counts: `praised`="integer".
 
     Args:
-      low, high: bounds of the band, nats, 0 <= low <= high.
+      entropy_low, entropy_high: bounds of the band, nats, 0 <= entropy_low <= entropy_high.
       factor: > 0.
       fraction: share of a row's tokens in its mean, in (0, 1], at least one token.
       scales: whether advantages are scaled beside the logits, as in the formula; the released script leaves them.
@@ -48,8 +48,10 @@ def era(
       clip: distance of both PPO clips from 1, > 0; None leaves those of the run.
     Raises: ValueError if one of these does not hold.
     """
-    if not 0 <= low <= high:
-        raise ValueError(f"era.low and era.high must satisfy 0 <= low <= high, got {low} and {high}")
+    if not 0 <= entropy_low <= entropy_high:
+        raise ValueError(
+            f"era needs 0 <= entropy_low <= entropy_high, got {entropy_low} and {entropy_high}; both are in nats"
+        )
     if not 0 < factor < torch.inf:
         raise ValueError(f"era.factor must be positive and finite, got {factor}")
     if clip is not None and not clip > 0:
@@ -63,7 +65,7 @@ def era(
         mask = objective.mask
         row = top_mean(batch.entropy, mask, fraction)
         good = mask & counts(torch.where(mask, objective.advantage, 0.0))
-        by = torch.ones_like(row).masked_fill(row < low, factor).masked_fill(row > high, 1 / factor)
+        by = torch.ones_like(row).masked_fill(row < entropy_low, factor).masked_fill(row > entropy_high, 1 / factor)
         by = torch.where(good, by, torch.ones_like(by))
         clips = {} if clip is None else {name: torch.full_like(by, clip) for name in ("clip_low", "clip_high")}
         return replace(
