@@ -36,7 +36,7 @@ from sims.cartpole_measure import Metrics, before_update, measure_last, measure_
 from sims.crew import Crew, Step
 from sims.engine import ENGINES, Head, Outputs, make_head, resolve_engine
 from sims.environments import ENVIRONMENTS
-from sims.learner import PROBE, Learner, fitted, fresh_learner, policy_at, policy_term, stream_keys
+from sims.learner import PROBE, Learner, fitted, fresh_learner, policy_at, stream_keys
 from sims.networks import keep_freed_memory
 from sims.ppo import Transitions, ValueTerm
 from sims.rollouts import Played, minibatches, new_envs, with_other_policies
@@ -103,8 +103,7 @@ def apply_update(
     """One step of the algorithm down the gradient of the loss, after `update` steps before it."""
     config, engine, algorithm = learner.config, learner.engine, ALGORITHMS[learner.config.algorithm]
     critic = ValueTerm(algorithm.value_share * config.value_coef, config.value_clip)
-    actor = policy_term(config, learner.control)
-    by_heads = engine.head_gradient(head, outputs, minibatch, batch, objective, critic, actor)
+    by_heads = engine.head_gradient(head, outputs, minibatch, batch, objective, critic, learner.actor)
     gradients = engine.backward(learner.networks, outputs, *by_heads)
     algorithm.update(learner, head, outputs, minibatch, gradients, update)
 

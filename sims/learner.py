@@ -39,7 +39,8 @@ def stream_keys(config: CartPoleConfig, stream: int) -> Tensor:
 class Learner(NamedTuple):
     """What is trained, and how.
 
-    first, second: Adam's moments of each weight; reference: the networks as they began, None unless needed.
+    first, second: Adam's moments of each weight; actor: its part of the loss; reference: the networks as they began,
+    None unless needed.
     """
 
     config: CartPoleConfig
@@ -48,6 +49,7 @@ class Learner(NamedTuple):
     networks: Networks
     first: Networks
     second: Networks
+    actor: PolicyTerm
     reference: Networks | None = None
 
 
@@ -59,7 +61,7 @@ def policy_term(config: CartPoleConfig, control: Control) -> PolicyTerm:
 
 def fitted(learner: Learner, head: Head) -> Learner:
     """The learner with an engine that takes this head and the run's loss."""
-    return learner._replace(engine=fitting(learner.engine, head, policy_term(learner.config, learner.control)))
+    return learner._replace(engine=fitting(learner.engine, head, learner.actor))
 
 
 def fresh_learner(config: CartPoleConfig, control: Control) -> Learner:
@@ -68,7 +70,7 @@ def fresh_learner(config: CartPoleConfig, control: Control) -> Learner:
     networks = beginning(config, control, engine).networks if config.init_entropy else draw_networks(config, 0)
     first, second = (Networks(*map(torch.zeros_like, networks)) for _ in range(2))
     reference = Networks(*map(torch.clone, networks)) if Need.REF_LOGP in control.needs else None
-    return Learner(config, control, engine, networks, first, second, reference)
+    return Learner(config, control, engine, networks, first, second, policy_term(config, control), reference)
 
 
 def draw_networks(config: CartPoleConfig, number: int) -> Networks:

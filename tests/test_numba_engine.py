@@ -14,10 +14,12 @@ from strategies import batches, generators, logits, objectives
 
 from entropy_theory.draw import uniform
 from entropy_theory.softmax import token_statistics
+from entropy_theory.surrogate import SURROGATES
 from sims import cartpole, rollouts
 from sims.cartpole_env import env_state, make_envs
 from sims.engine import TORCH, Head, Outputs
 from sims.environments import ENVIRONMENTS
+from sims.learner import fitted
 from sims.networks import Networks, init_networks
 from sims.ppo import PolicyTerm, Transitions, ValueTerm
 
@@ -326,23 +328,32 @@ def test_statistics_are_token_statistics(dtype, z, rng):
         assert (off <= (unit(dtype) + unit(torch.float64)) * 101 * 4 * z.shape[-1]).all()
 
 
-def test_a_penalty_on_the_ratio_is_silent_on_the_first_update():
-    """|logp - old_logp| is 0 there, not some rounding error with a gradient of full size."""
-    config = dataclasses.replace(FAST, control="kl_cov", set={"kl_cov.fraction": 1.0, "kl_cov.coef": 1e6})
-    learner = cartpole.make_learner(config)
-    head = plain_head(config.seeds)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_penalty_on_the_ratio_is_silent_on_the_first_update(surrogate, temperature):
+    """|logp - old_logp| is 0 there, not some rounding error with a gradient of full size, whichever code computes it.
+
+    The clip is wide, as kl_cov makes it.
+    """
+    settings = {"kl_cov.fraction": 1.0, "kl_cov.coef": 1e6}
+    config = dataclasses.replace(FAST, control="kl_cov", set=settings, surrogate=surrogate)
+    head = Head(lambda z: z, torch.full((config.seeds,), temperature), temperature == 1)
+    learner = fitted(cartpole.make_learner(config), head)
+    compiled = learner.engine is numba_engine.ENGINE
+    assert compiled == (surrogate == "ppo" and temperature == 1)
     transitions = cartpole.play(learner, rollouts.new_envs(config), head, 0).transitions
     outputs = learner.engine.forward(learner.networks, transitions.states)
     logp, now = (
-        x.view(transitions.mask.shape) for x in learner.engine.statistics(outputs.logits, transitions.action.flatten(1))
+        x.view(transitions.mask.shape)
+        for x in learner.engine.statistics(head.policy(outputs.logits), transitions.action.flatten(1))
     )
     transitions = transitions._replace(old_logp=logp)
     batch = cartpole.make_batch(transitions, logp, now)
-    plain = cartpole.Objective.from_batch(batch)
+    plain = cartpole.Objective.from_batch(batch, math.inf, math.inf)
     edited = learner.control.edit(plain, batch, learner.control.init(torch.zeros(config.seeds)))
     assert any((p.coef != 0).any() for p in edited.penalties)
     pair = [
-        learner.engine.head_gradient(head, outputs, transitions, batch, o, ValueTerm(0.5), PolicyTerm())
+        learner.engine.head_gradient(head, outputs, transitions, batch, o, ValueTerm(0.5), learner.actor)
         for o in (plain, edited)
     ]
     assert same(*pair)

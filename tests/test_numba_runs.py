@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cartpole_runs import SMALL, same, train, trained
 
-from sims import cartpole, cartpole_blocks, engine
+from sims import cartpole, cartpole_blocks, cartpole_config, engine
 
 pytest.importorskip("numba")
 
@@ -23,7 +23,22 @@ FAST = dataclasses.replace(SMALL, engine="numba")
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_the_generic_one(tmp_path):
+EPISODES = {"algorithm": "grpo", "groups": 2, "group_size": 3, "episode_rollouts": 3, "probe_states": 8}
+AENT = {"env": "Acrobot-v1", "control": "aent", "set": {"aent.share": 0.4, "aent.coef": 0.01}}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"surrogate": name} for name in cartpole_config.SURROGATES),
+        *(EPISODES | {"aggregation": name} for name in cartpole_config.AGGREGATIONS),
+        EPISODES | {"surrogate": "gspo", "aggregation": "seq-mean-token-mean", "advantage": "rloo"},
+        AENT,
+        {"init": "default", "init_gain": 20.0, "init_entropy": 0.9, "control": "kl_to_reference"},
+    ],
+    ids=lambda settings: "-".join(str(x) for x in settings.values() if isinstance(x, str)),
+)
+def test_a_run_is_the_generic_one(tmp_path, settings):
     """float64, 5 rollouts of 4 updates: the same episodes, and weights that agree.
 
     A gradient of size 1 is off by at most some 1e-13 (500 roundings), a step of Adam (eps 1e-5) then by at most
@@ -31,7 +46,7 @@ def test_a_run_is_the_generic_one(tmp_path):
     """
     runs = {}
     for name in ("torch", "numba"):
-        config = dataclasses.replace(SMALL, dtype="float64", engine=name)
+        config = dataclasses.replace(SMALL, dtype="float64", engine=name, **settings)
         lines = train(config, tmp_path / name)
         runs[name] = lines, trained(tmp_path / name)
     (lines, weights), (expected, expected_weights) = runs["numba"], runs["torch"]
@@ -40,7 +55,7 @@ def test_a_run_is_the_generic_one(tmp_path):
         assert (a - b).abs().max() <= 1e-9
     entropies = [[line["entropy"] for line in run] for run in (lines, expected)]
     np.testing.assert_allclose(*entropies, rtol=0, atol=1e-9)
-    assert not same(weights, cartpole.make_learner(dataclasses.replace(SMALL, dtype="float64")).networks)
+    assert not same(weights, cartpole.make_learner(config).networks)
 
 
 def test_nothing_depends_on_threads_or_on_other_seeds(tmp_path):
