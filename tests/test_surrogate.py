@@ -114,6 +114,13 @@ def test_on_the_first_update_every_surrogate_pulls_by_the_advantage(name, batch)
 
 
 @pytest.mark.parametrize("name", NAMES)
+@given(batch=strategies.batches())
+def test_without_an_advantage_there_is_nothing(name, batch):
+    batch = replace(batch, advantage=torch.zeros_like(batch.advantage))
+    assert not any(t.any() for t in slopes(name, batch, Objective.from_batch(batch)))
+
+
+@pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_masked_tokens_carry_nothing(name, data):
     batch = data.draw(strategies.batches(garbage=True))
@@ -294,6 +301,11 @@ def test_a_token_that_became_impossible(name, advantage):
 def test_a_dual_clip_at_or_below_one_is_refused(limit):
     with pytest.raises(ValueError, match=f"must be above 1, got {limit}"):
         dual_clip(limit)
+
+
+def test_a_dual_clip_just_above_one_is_taken():
+    batch = tokens([4.0], [-1.0])
+    assert slopes("", batch, Objective.from_batch(batch), dual_clip(1.25))[0].item() == 1.25
 
 
 @pytest.mark.parametrize("taus", [(0.0, 1.0), (1.0, -1.0), (math.nan, 1.0)])
