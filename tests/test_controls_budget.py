@@ -298,8 +298,8 @@ def final_entropy(tmp_path, control, settings):
 def test_a_bandit_stands_at_the_entropy_it_was_given(tmp_path):
     """Its steps are those of the prediction (a table, plain gradient, step_size .5), so no gain has to be tuned.
 
-    Entropy comes down from some 1.9 nats. At an error of .1 nats the request is .005 nats a step towards the target, and
-    320 steps are 16 horizons, so what remains is what Lemma 1 leaves out of a step.
+    Entropy comes down from some 1.9 nats. At an error of .1 nats the request is .005 nats a step towards the target,
+    and 320 steps are 16 horizons, so what remains is what Lemma 1 leaves out of a step.
     """
     asked = {"request": "target_entropy", "target_entropy": 1.0, "horizon": 20.0, "step_size": 0.5}
     held = final_entropy(tmp_path, "budget", {f"budget.{name}": value for name, value in asked.items()})

@@ -33,7 +33,7 @@ Where another file already asserts it, the table names the test; `test_the_table
 |---|---|
 | split, order and padding | test_every_control.py::test_gradient_is_independent_of_split_order_and_padding |
 | | test_every_control.py::test_rows_in_another_order_get_the_same_edit |
-| | test_llm_grpo.py::test_gradient_does_not_depend_on_split_row_order_or_padding |
+| | test_llm_update.py::test_gradient_does_not_depend_on_split_row_order_or_padding |
 | one sequence per micro-batch | here, trap 3 |
 | gradient on the first update is the formula's | test_every_control.py::test_acts_as_the_table_says |
 | fraction in = fraction selected | test_controls.py::test_clip_cov_drops_the_fraction_it_was_given |

@@ -27,7 +27,8 @@ def quantile_advantage(quantile: float = 0.4, eps: float = 1e-6) -> Control:
     changes: what acts is that b depends on the sample, and the division by std.
 
     Args:
-      quantile: in (0, 1); eps: outcome units, >= 0, bounds the quotient where the outcomes of a group are equal.
+      quantile: share of the group that the baseline is to reach, in (0, 1).
+      eps: outcome units, > 0; bounds the quotient where the outcomes of a group are equal.
     Raises: ValueError if quantile is outside (0, 1) or eps is not positive and finite.
     """
     if not 0 < quantile < 1:
