@@ -42,13 +42,14 @@ def budget(
     the other two as a scale to be set by trial.
 
     Args:
-      request: which of the three.
+      request: a "share" of the unedited prediction, a "change" in nats per step, or towards "target_entropy".
       share: of the unedited prediction, in [0, 1]; 1 changes nothing.
       change: nats per step, finite (negative: entropy may fall so much).
       target_entropy: nats, > 0.
       horizon: optimizer steps, > 0.
       step_size: of the gradient step on the logits, nats per reward unit, > 0.
-      limit: largest s, >= 0. 1 makes it a brake only, and a target a floor; above 1 a step may be pressed to lose more.
+      limit: largest factor s, >= 0. 1 makes it a brake only, and a target a floor; above 1 a step may be pressed to lose
+        more.
     Raises: ValueError if request is unknown or a number is outside its range.
     """
     check_choice("budget.request", request, get_args(Request))

@@ -31,7 +31,7 @@ def cov_state(keep: float = 0.5, rule: Rule = "reweight") -> Control:
 
     Args:
       keep: share of the predicted loss that is left, in [0, 1]; 1 changes nothing.
-      rule: whose weight is taken, see above.
+      rule: "drop" the costliest tokens, or "reweight" all that cost more than one level.
     Raises: ValueError if keep is outside [0, 1] or rule is unknown.
     """
     if not 0 <= keep <= 1:
