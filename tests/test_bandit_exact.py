@@ -143,6 +143,12 @@ def test_exact_gradient_is_the_sum_over_sequences(name, config):
     rollout = ROLLOUTS["exact"](config, problem, tables_of(logits_of(problem, problem.parameters)), 0)
     change = (step(config, problem, rollout) - problem.parameters)[0, 0].numpy()
     advantage = exact_advantages(name, walks, start)
+    of_path = {walk.path: advantage(walk) for walk in walks}  # a baseline shows in no gradient, so these by themselves
+    rows = (x[0, 0].tolist() for x in (rollout.state, rollout.arm, rollout.mask, rollout.advantage))
+    for states, arms, masks, found in zip(*rows, strict=True):
+        path = tuple(zip(states[: sum(masks)], arms[: sum(masks)], strict=True))
+        # a reward less a value and less a token mean of such
+        assert all(abs(x - of_path[path]) <= 3 * rounding(config) for x in found[: sum(masks)])
     expected = by_parameters(problem, oracle.token_mean_gradient(walks, policy, advantage))
     # the features multiply it by up to a few; differences with parameters of up to 12 round by 12 u
     size = 1 if problem.features is None else float(problem.features.abs().sum(-2).max())

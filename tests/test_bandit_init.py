@@ -73,6 +73,9 @@ def test_each_problem_goes_its_own_way_and_keeps_its_rewards(family, features):
     aware = dataclasses.replace(config, init_entropy=0.6, init_tries=4)
     plain, chosen = make_problem(config), make_problem(aware)
     assert torch.equal(plain.reward, chosen.reward) and torch.equal(plain.key, chosen.key)
+    if features:  # drawn with numbers of their own: not with those of the first features
+        numbers = chosen.features[:, :, 0, 0] * config.features**0.5 * config.prior_scale
+        assert (numbers - chosen.parameters).abs().amax(-1).min() > 0.1
     kept = (plain.parameters == chosen.parameters).flatten(2).all(-1)
     assert kept.any() and not kept.all()
     for i in range(config.seeds):
