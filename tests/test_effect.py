@@ -15,8 +15,11 @@ from entropy_theory.controls import CONTROLS
 from entropy_theory.controls.cov_state import drop, level
 from entropy_theory.controls.effect import effects, ordered_sum, push
 from entropy_theory.loss import score_coefficient, token_loss
+from entropy_theory.surrogate import in_range
 
 EPS = torch.finfo(torch.float64).eps
+TINY = torch.finfo(torch.float64).tiny
+"""What a result that underflows is off by at most."""
 
 
 def tokens(batch, objective):
@@ -61,13 +64,20 @@ def test_effects_are_those_of_the_loops(batch, data):
 
 @given(strategies.batches(dtype=None), st.data())
 def test_push_is_the_slope_of_the_token_loss(batch, data):
-    """Without penalties, as they are left out; in the batch's own precision a few roundings of its exp apart."""
+    """Without penalties, as they are left out; in the batch's own precision a few roundings of its exp apart.
+
+    Left out: tokens so near the edge of the clip range that both terms of the minimum round to one number, of which
+    autograd takes the mean.
+    """
     objective = replace(data.draw(strategies.objectives(batch)), penalties=())
     logp = batch.logp.clone().requires_grad_()
     slope = score_coefficient(token_loss(logp, batch.entropy, batch, objective), logp).double()
+    ratio = torch.exp(batch.logp - batch.old_logp)
+    inside = in_range(ratio, objective)
+    edge = (inside != ratio) & (inside * objective.advantage == ratio * objective.advantage)
     eps = torch.finfo(batch.logp.dtype).eps
     # exp(x) of a rounded x of at most 10 errs by 10 roundings of itself, the products by a few more
-    assert ((slope - push(batch, objective)).abs() <= 20 * eps * slope.abs()).all()
+    assert (((slope - push(batch, objective)).abs() <= 20 * eps * slope.abs()) | edge).all()
 
 
 @given(strategies.batches(leading=(2,)), strategies.generators())
@@ -131,10 +141,13 @@ def test_rules_take_off_what_they_are_asked_to(costs, share):
         factor = rule(cost, torch.tensor(surplus, dtype=torch.float64)).flatten().tolist()
         assert all(0 <= f <= 1 for f in factor)
         taken = math.fsum(c * (1 - f) for c, f in zip(costs, factor, strict=True))
-        assert taken == pytest.approx(surplus, abs=4 * (len(costs) + 1) * EPS * math.fsum(costs))
+        assert taken == pytest.approx(surplus, abs=4 * (len(costs) + 1) * (EPS * math.fsum(costs) + TINY))
         left = [c * f for c, f in zip(costs, factor, strict=True)]
         if rule is level:
-            assert all(f == 1 or x == pytest.approx(max(left), rel=4 * EPS) for f, x in zip(factor, left, strict=True))
+            assert all(
+                f == 1 or x == pytest.approx(max(left), rel=4 * EPS, abs=TINY)
+                for f, x in zip(factor, left, strict=True)
+            )
         else:
             touched = [c for c, f in zip(costs, factor, strict=True) if f < 1]
             spared = [c for c, f in zip(costs, factor, strict=True) if f == 1]

@@ -48,8 +48,8 @@ def budget(
       target_entropy: nats, > 0.
       horizon: optimizer steps, > 0.
       step_size: of the gradient step on the logits, nats per reward unit, > 0.
-      limit: largest factor s, >= 0. 1 makes it a brake only, and a target a floor; above 1 a step may be pressed to lose
-        more.
+      limit: largest factor s, >= 0. 1 makes it a brake only, and a target a floor; above 1 a step may be pressed to
+        lose more.
     Raises: ValueError if request is unknown or a number is outside its range.
     """
     check_choice("budget.request", request, get_args(Request))
