@@ -1,6 +1,7 @@
 """Advantages from the rewards of the responses to a prompt (pulls of one bandit), one per row or per token."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def grpo(reward: Tensor, group: Tensor, eps: float = 1e-6) -> Tensor:
     Returns: [..., rows], dimensionless.
     """
     deviation = group_deviation(reward, group)
-    size = group_size(group).to(reward.dtype)
+    size = group_size(group)
     variance = group_mean(deviation.square(), group) * size / (size - 1).clamp(min=1)
     return deviation / (variance.sqrt() + eps)
 
@@ -33,7 +34,7 @@ def rloo(reward: Tensor, group: Tensor) -> Tensor:
 
     Args and return: as `grpo`, in reward units.
     """
-    size = group_size(group).to(reward.dtype)
+    size = group_size(group)
     return group_deviation(reward, group) * size / (size - 1).clamp(min=1)
 
 
@@ -66,15 +67,15 @@ def whitened(advantage: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
       advantage, mask: E; eps: reward units squared, bounds the quotient where advantages are nearly equal.
     """
     smallest = torch.where(mask, advantage, torch.inf).amin(TOKENS, keepdim=True)
-    above = torch.where(mask, advantage - smallest, 0.0)
+    above = advantage - smallest
     deviation = torch.where(mask, above - token_mean(above, mask)[..., None, None], 0.0)
     count = token_count(mask)
     variance = token_mean(deviation.square(), mask) * count / (count - 1).clamp(min=1)
     return deviation / (variance + eps).sqrt()[..., None, None]
 
 
-def _by_row(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return lambda reward, group, mask: function(reward, group).unsqueeze(-1).expand(mask.shape)
+def _by_row(estimator: Callable[[Tensor, Tensor], Tensor], reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
+    return estimator(reward, group).unsqueeze(-1).expand(mask.shape)
 
 
 def reinforce_plus_plus(reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
@@ -96,11 +97,11 @@ def reinforce_plus_plus_baseline(reward: Tensor, group: Tensor, mask: Tensor) ->
 
 
 ADVANTAGES = {
-    "grpo": _by_row(grpo),
-    "rloo": _by_row(rloo),
-    "dr_grpo": _by_row(dr_grpo),
-    "reinforce": _by_row(reinforce),
-    "reinforce_baseline": _by_row(reinforce_baseline),
+    "grpo": partial(_by_row, grpo),
+    "rloo": partial(_by_row, rloo),
+    "dr_grpo": partial(_by_row, dr_grpo),
+    "reinforce": partial(_by_row, reinforce),
+    "reinforce_baseline": partial(_by_row, reinforce_baseline),
     "reinforce++": reinforce_plus_plus,
     "reinforce++_baseline": reinforce_plus_plus_baseline,
 }

@@ -2,6 +2,7 @@
 
     python tests/mutate.py                    # every module of MODULES; hours
     python tests/mutate.py loss surrogate     # these
+    python tests/mutate.py surrogate:x_sapo*  # the mutants of one function; those of a class: xǁClassǁmethod*
     python tests/mutate.py --list             # the modules and their tests
 
 mutmut makes the mutants (of functions; what stands at the level of a module it leaves alone) and runs for each the
@@ -109,13 +110,20 @@ def verdicts(folder: Path) -> dict[str, str]:
     return dict(lines)
 
 
-def measure(module: str) -> bool:
-    """Run one module and print what came of it; False if the tests fail without any mutant."""
+def measure(asked: str) -> bool:
+    """Run one module and print what came of it; False if the tests fail without any mutant.
+
+    asked: the module, or module:mutants with * for any ending.
+    """
+    module, _, pattern = asked.partition(":")
+    chosen = [f"entropy_theory.{module.replace('/', '.')}.{pattern}"] if pattern else []
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name)
         prepare(folder, module)
-        output = mutmut(folder, "run", "--max-children", "2")
-        found = verdicts(folder)
+        output = mutmut(folder, "run", "--max-children", "2", *chosen)
+        found = {
+            mutant: verdict for mutant, verdict in verdicts(folder).items() if not chosen or verdict != "not checked"
+        }
         if set(found.values()) <= {"not checked"}:
             said = [line for line in output.splitlines() if not line.startswith(tuple("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"))]
             print(f"{module}: nothing was measured\n" + "\n".join(said[-60:]))
@@ -123,11 +131,11 @@ def measure(module: str) -> bool:
         alive = [mutant for mutant, verdict in found.items() if verdict == "survived"]
         if alive:
             mutmut(folder, "run", "--max-children", "2", *alive, profile="ci")
-            found = verdicts(folder)
+            found |= {mutant: verdict for mutant, verdict in verdicts(folder).items() if mutant in alive}
         counts = {verdict: list(found.values()).count(verdict) for verdict in sorted(set(found.values()))}
         print(f"{module}: {len(found)} mutants, " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
         for mutant, verdict in found.items():
-            if verdict not in ("killed", "timeout"):
+            if verdict != "killed":
                 print(f"--- {verdict}: {mutant}\n{mutmut(folder, 'show', mutant).strip()}")
         sys.stdout.flush()
     return True
@@ -139,7 +147,7 @@ def main(arguments: list[str]) -> int:
         for module, tests in MODULES.items():
             print(f"{module:<32}{' '.join(files_of(tests))}")
         return 0
-    unknown = sorted(set(arguments) - set(MODULES))
+    unknown = sorted({asked.partition(":")[0] for asked in arguments} - set(MODULES))
     if unknown:
         raise SystemExit(f"no such module: {', '.join(unknown)}; choose from {', '.join(MODULES)}")
     return 0 if all([measure(module) for module in arguments or MODULES]) else 1
