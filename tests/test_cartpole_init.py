@@ -89,6 +89,12 @@ def test_a_seed_begins_as_it_does_alone():
     assert all(torch.equal(several[..., 5:7, :, :], two) for several, two in zip(many, one, strict=True))
 
 
+def test_no_two_tries_of_any_two_seeds_share_weights():
+    config = dataclasses.replace(DOUBLE, seeds=5, init="default")
+    drawn = torch.cat([learner.draw_networks(config, number).weight_2.flatten() for number in range(6)])
+    assert len(drawn.unique()) == len(drawn)
+
+
 @pytest.mark.parametrize("tries", [1, 5])
 def test_seeds_that_begin_decided_are_drawn_again(tries):
     config = dataclasses.replace(DOUBLE, seeds=32, init_entropy=0.9, init_tries=tries, **DECIDED)
