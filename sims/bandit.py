@@ -19,6 +19,7 @@ from entropy_theory.records import Measurement, Sampling
 from entropy_theory.runs import Progress, Run
 from sims import bandit_tally
 from sims.bandit_config import BanditConfig
+from sims.bandit_form import Problem
 from sims.bandit_measure import (
     Step,
     mean_entropy,
@@ -28,7 +29,7 @@ from sims.bandit_measure import (
     measure_rollout,
     measure_shift,
 )
-from sims.bandit_problem import Problem, make_problem
+from sims.bandit_problem import make_problem
 from sims.bandit_rollout import ROLLOUTS, Rollout, make_batch, pull, tables_of, with_references
 from sims.bandit_update import edited, policy_of, step_parameters
 from sims.trees import each_tensor

@@ -4,16 +4,12 @@ A policy is its probabilities, [E, states, arms] over any replica axes E. Sequen
 every sum below takes that many passes over the table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # a problem's making may need its exact entropy
-    from sims.bandit_problem import Problem, Sequences
+from sims.bandit_form import Problem, Sequences
 
 
 def visits(problem: Problem, probability: Tensor) -> Tensor:

@@ -1,19 +1,14 @@
 """Entropy-aware initialisation: initial logits are drawn again until the policy's entropy is high enough."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from entropy_theory.softmax import entropy
 from sims.bandit_exact import occupancy
-
-if TYPE_CHECKING:  # problems are made by means of this
-    from sims.bandit_problem import Problem
+from sims.bandit_form import Problem
 
 
 def entropy_aware(

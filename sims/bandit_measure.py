@@ -26,7 +26,7 @@ from entropy_theory.softmax import collision, entropy
 from entropy_theory.theorems import theorem_1, theorem_2
 from sims.bandit_config import BanditConfig
 from sims.bandit_exact import action_values, best, expected, occupancy, start_value, visits
-from sims.bandit_problem import Problem
+from sims.bandit_form import Problem
 from sims.bandit_rollout import Rollout, at_states, make_batch, tables_of
 from sims.bandit_update import Edited
 

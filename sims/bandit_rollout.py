@@ -12,7 +12,7 @@ from entropy_theory.records import Batch
 from entropy_theory.softmax import finite_log_probs
 from sims.bandit_config import BanditConfig
 from sims.bandit_exact import action_values, expected, sequence_probability, start_value
-from sims.bandit_problem import Problem, logits_of
+from sims.bandit_form import Problem, logits_of
 
 
 class Rollout(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from entropy_theory.control import Control, Need
 from sims.bandit_config import BanditConfig
-from sims.bandit_problem import Problem
+from sims.bandit_form import Problem
 from sims.bandit_rollout import Rollout, Tables, advantage_of, at_tokens, first_states, pull
 
 WITHIN_CONTEXT = ("grpo", "rloo", "dr_grpo", "reinforce", "reward")

@@ -6,7 +6,7 @@ from numba import njit, uint64
 from torch import Tensor
 
 from sims.bandit_config import BanditConfig
-from sims.bandit_problem import Problem
+from sims.bandit_form import Problem
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _FIRST, _SECOND, _THIRD, _TOP = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)

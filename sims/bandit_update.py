@@ -14,7 +14,7 @@ from entropy_theory.softmax import entropy, token_statistics
 from entropy_theory.surrogate import SURROGATES
 from sims.bandit_config import BanditConfig
 from sims.bandit_exact import natural_gradient
-from sims.bandit_problem import Problem, logits_of
+from sims.bandit_form import Problem, logits_of
 from sims.bandit_rollout import Rollout, Tables, at_states, at_tokens, make_batch, rows_of, tables_of
 
 
