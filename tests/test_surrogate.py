@@ -308,7 +308,15 @@ def test_a_dual_clip_just_above_one_is_taken():
     assert slopes("", batch, Objective.from_batch(batch), dual_clip(1.25))[0].item() == 1.25
 
 
-@pytest.mark.parametrize("taus", [(0.0, 1.0), (1.0, -1.0), (math.nan, 1.0)])
+@pytest.mark.parametrize(("advantage", "tau"), [(1.0, 0.5), (-1.0, 0.25)])
+def test_a_gate_may_be_wide(advantage, tau):
+    """(4 / tau) sigma(tau (3 - 1)) A at a ratio of 3."""
+    batch = tokens([3.0], [advantage])
+    loss, _ = slopes("", batch, Objective.from_batch(batch), sapo(0.5, 0.25))
+    assert -loss.item() == pytest.approx(advantage * 4 / tau / (1 + math.exp(-2 * tau)), rel=1e-14)
+
+
+@pytest.mark.parametrize("taus", [(0.0, 1.0), (1.0, 0.0), (1.0, -1.0), (math.nan, 1.0)])
 def test_a_gate_needs_positive_taus(taus):
     with pytest.raises(ValueError, match="must be positive"):
         sapo(*taus)
