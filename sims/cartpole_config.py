@@ -173,11 +173,6 @@ class CartPoleConfig:
             self._check_episodes()
         else:
             self._check_segments()
-        if self.updates_per_rollout < 2:
-            raise ValueError(
-                f"epochs * minibatches must be at least 2, got {self.epochs} * {self.minibatches}: "
-                "some controls (kl_cov, clip_higher) cannot act on the first update of a rollout"
-            )
 
     def _check_segments(self) -> None:
         if self.total_timesteps < self.rollout_size:
