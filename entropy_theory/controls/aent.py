@@ -45,7 +45,8 @@ def aent(
       share: of the actions to leave out, in [0, 1).
       coef: reward units per nat, >= 0; the first one where it adapts.
       entropy_low, entropy_high: range to hold, nats; None for a fixed coefficient.
-      gain: reward units per squared nat, > 0; coef_low, coef_high: reward units per nat, coef between them.
+      gain: reward units per squared nat, > 0.
+      coef_low, coef_high: bounds of the coefficient where it adapts, reward units per nat, coef between them.
     Raises: ValueError if a parameter is outside its range, one end of the range is missing, or, when a run is built,
       one action alone would be kept (its entropy is 0) or the actions cannot have so much entropy.
     """
