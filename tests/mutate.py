@@ -27,7 +27,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "surrogate": ("surrogate",),
     "aggregation": ("aggregation",),
     "advantage": ("advantage",),
-    "loss": ("loss",),
+    "loss": ("loss", "surrogate", "aggregation"),
     "records": ("loss", "scope"),
     "reduce": ("reduce", "advantage"),
     "covariances": ("covariances",),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_theory.loss import minibatch_loss, score_coefficient, token_loss
+from entropy_theory.loss import clipped, minibatch_loss, score_coefficient, token_loss
 from entropy_theory.records import Batch, Objective, Penalty, map_tensors
 from entropy_theory.reduce import token_count
 
@@ -147,6 +147,33 @@ def test_hand_worked_tokens():
     objective = replace(Objective.from_batch(batch), entropy_coef=torch.full_like(old, 0.1))
     loss = token_loss(batch.logp, batch.entropy, batch, objective)
     assert loss.tolist() == [pytest.approx([-1.2 * 2 - 0.1, 0.8 - 0.2, -0.5 * 2 - 0.3], abs=1e-15)]
+
+
+@given(drawn())
+def test_clipped_tokens_are_those_the_clip_has_silenced(pair):
+    """Against the loop, and against the gradient: 0 although there is an advantage."""
+    batch, objective = pair
+    plain = replace(objective, weight=torch.ones_like(objective.weight), penalties=())
+    found = clipped(batch, plain) & batch.mask
+    logp = batch.logp.clone().requires_grad_()
+    slope = score_coefficient(token_loss(logp, batch.entropy, batch, plain), logp)
+    assert torch.equal(found, batch.mask & (slope == 0) & (batch.advantage != 0))
+    for mine, (common, _, _) in zip(found.flatten().tolist(), tokens(batch, plain), strict=True):
+        if common["mask"]:
+            ratio, a = math.exp(common["logp"] - common["old_logp"]), common["advantage"]
+            assert mine == (min(max(ratio, 1 - common["clip_low"]), 1 + common["clip_high"]) * a < ratio * a)
+
+
+@given(strategies.batches(fresh=True, mask_kinds=("full", "ragged", "random")))
+def test_the_edge_of_the_clip_is_not_clipped(batch):
+    """Ratio 1 in a range that is 1 alone."""
+    assert not (clipped(batch, Objective.from_batch(batch, 0.0, 0.0)) & batch.mask).any()
+
+
+def test_two_tokens_are_divided_by_their_count_and_replicas_added():
+    """(1 + 3) / 2 + (10 + 0) / 1."""
+    loss = torch.tensor([[[1.0, 3.0]], [[10.0, 0.0]]], dtype=torch.float64)
+    assert minibatch_loss(loss, torch.tensor([2, 1])).item() == 12.0
 
 
 @given(drawn(min_rows=2), st.integers(1, 5))
