@@ -79,3 +79,9 @@ def test_equal_on_every_device(device):
     assert numbers.device.type == device
     expected = [[oracles.uniform(s, t, i) for i in range(1000)] for s, t in ((1, 0), (-5, 9))]
     assert numbers.tolist() == expected
+
+
+def test_numbers_stay_on_the_device_of_the_seed():
+    """On "meta" tensors one made on the CPU raises."""
+    seed = torch.zeros(2, dtype=torch.int64, device="meta")
+    assert uniform(seed, seed, 3).device.type == "meta"
