@@ -92,7 +92,7 @@ def lowest_first(fraction):
 
 def half_dropped(fraction, low, high, seed):
     """Clip-Cov that halves the chosen tokens' weight in place of dropping it."""
-    right = controls.clip_cov(fraction, low, high, seed)
+    right = controls.clip_cov(fraction, low, high, seed=seed)
 
     def edit(objective, batch, state):
         return replace(objective, weight=(1 + right.edit(objective, batch, state).weight) / 2)
@@ -146,7 +146,7 @@ FAULTS = {
     "46: another band": (
         note_002_methods,
         "clip_cov",
-        lambda f, low, high, s: controls.clip_cov(f, low - 1, high, s),
+        lambda f, low, high, s: controls.clip_cov(f, low - 1, high, seed=s),
         REFUTED,
     ),
     "47: the lowest scores": (note_002_methods, "kl_cov", lowest_first, REFUTED),

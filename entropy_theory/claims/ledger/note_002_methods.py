@@ -90,7 +90,7 @@ def _clip_cov_differs(tokens: Tokens) -> bool:
     """Another set, another number or another gradient than claimed. A score on the band's edge may go either way."""
     printed, batch = CUI_RUNS["clip_cov"].values, tokens.batch
     low, high = printed["low"], printed["high"]
-    objective = edited(clip_cov(SHARE, low, high, tokens.seed), batch)
+    objective = edited(clip_cov(SHARE, low, high, seed=tokens.seed), batch)
     dropped = [w == 0 for w in objective.weight[0].tolist()]
     inside, touching = [low < c < high for c in tokens.scores], [low <= c <= high for c in tokens.scores]
     wanted = max(1, math.floor(SHARE * len(dropped)))
