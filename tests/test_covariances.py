@@ -129,3 +129,13 @@ def test_one_sequence_with_one_advantage_has_no_token_covariance():
 def test_one_token_has_no_covariance():
     one = torch.ones(1, 1, dtype=torch.float64)
     assert float(covariance(-3 * one, 5 * one, one)) == 0.0
+
+
+def test_equal_values_of_one_replica_are_equal_whatever_the_others_hold():
+    """The rounded mean of three times .1 is not .1, so a score is exactly 0 only because equality is seen."""
+    x = torch.tensor([[[0.1, 0.1, 0.1]], [[0.3, -5.0, 2.0]]], dtype=torch.float64)
+    y = torch.tensor([[[1.0, 2.0, 4.0]], [[1.0, 2.0, 4.0]]], dtype=torch.float64)
+    assert sum([0.1] * 3) / 3 != 0.1
+    scores = centred_product(x, y, torch.ones_like(x))
+    assert (scores[0] == 0).all() and (scores[1] != 0).all()
+    assert torch.equal(scores, centred_product(y, x, torch.ones_like(x)))
