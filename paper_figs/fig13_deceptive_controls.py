@@ -1,4 +1,4 @@
-"""Figure 13: every control on the deceptive bandit, each with the parameters that an equal search found for it."""
+"""Figure 13: five controls on the deceptive bandit, each with the parameters that an equal search found for it."""
 
 from pathlib import Path
 

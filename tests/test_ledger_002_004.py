@@ -146,7 +146,7 @@ FAULTS = {
     "46: another band": (
         note_002_methods,
         "clip_cov",
-        lambda f, low, high, s: controls.clip_cov(f, low - 1, high, seed=s),
+        lambda f, low, high, seed: controls.clip_cov(f, low - 1, high, seed=seed),
         REFUTED,
     ),
     "47: the lowest scores": (note_002_methods, "kl_cov", lowest_first, REFUTED),

@@ -116,9 +116,14 @@ def test_make_copies_what_the_figures_read():
     assert set(lists["SWEEP_TABLES"].split()) == there
 
 
-def test_every_control_is_on_the_deceptive_bandit_with_its_own_parameters_searched():
-    sweep = SWEEPS["deceptive_controls"]
+def test_every_control_is_on_the_deceptive_bandit():
+    sweep = SWEEPS["controls_bandit"]
     assert sorted(point.config.control for point in sweep.points) == sorted(CONTROLS)
+    assert {point.config.family for point in sweep.points} == {"deceptive"}
+
+
+def test_the_parameters_of_the_long_search_are_those_searched():
+    sweep = SWEEPS["deceptive_controls"]
     assert sweep.seeds >= 50 and sweep.tune.seeds >= 10
     for point in sweep.points:
         searched = set(sweep.tune.space["all"]) | {
@@ -203,7 +208,7 @@ def test_the_summary_is_the_bootstrap_of_what_the_runs_ended_in():
     """The figure's interval of a share of seeds agrees with one made of zeros and ones."""
     rows = read_csv(DATA / "deceptive_controls_profiles.csv")
     seeds = SWEEPS["deceptive_controls"].seeds
-    for control in CONTROLS:
+    for control in (point.config.control for point in SWEEPS["deceptive_controls"].points):
         row = fig13_deceptive_controls.found(rows, control)
         count = round(row["share"] * seeds)
         assert abs(count - row["share"] * seeds) <= 1e-4  # six digits in the file
