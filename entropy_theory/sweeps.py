@@ -284,7 +284,7 @@ def _tune(where: str, table: Mapping[str, Any], report: range) -> Tune:
     space, grid = table.get("space", {}), table.get("grid", {})
     if not space and not grid:
         raise ValueError(
-            f"{where}: there is nothing to search; give [tune.grid], [tune.space.all] or [tune.space.NAME] for a control"
+            f"{where}: nothing to search; give [tune.grid], [tune.space.all] or [tune.space.NAME] for a control"
         )
     sizes = {name: len(rows) if isinstance(rows, list) else 0 for name, rows in grid.items()}
     if any(size < 1 for size in sizes.values()) or len(set(sizes.values())) > 1:

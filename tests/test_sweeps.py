@@ -137,7 +137,7 @@ def test_every_committed_sweep_is_sound(name):
         ('world = "bandit"\naxes = 3', r"\[axes\] must be a table, got 3"),
         ('world = "bandit"\n[tune]\nseed = 95\n' + SPACE, "tuning seeds 95 to 104 overlap the report's 100 to 109"),
         ('world = "bandit"\n[tune]\nseeds = 0\n' + SPACE, r"\[tune\]: seeds must be at least 1, got 0"),
-        ('world = "bandit"\n[tune]\nmetric = "return"', r"\[tune\]: there is nothing to search"),
+        ('world = "bandit"\n[tune]\nmetric = "return"', r"\[tune\]: nothing to search"),
         ('world = "bandit"\n[tune]\ndirection = "up"\n' + SPACE, "direction must be minimize or maximize, got 'up'"),
         ('world = "bandit"\n[tune.space.all]\narms = 3', r"must be \{low, high\} or \{choices\}, got 3"),
         ('world = "bandit"\n[tune.space.all]\narms = { low = 3 }', "needs numbers low < high"),
