@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_TORCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults mutants test-wheel lint figures update-figures update-sweeps clean
+.PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults mutants test-wheel lint figures update-figures update-sweeps update-comparison clean
 
 help:
 	@echo "make reproduce       set up, then the main job (about 8 minutes on 2 cores): runs/reproduce/report.html"
@@ -15,6 +15,7 @@ help:
 	@echo "make figures         redraw figures/ from the committed data"
 	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
 	@echo "make update-sweeps   run the sweeps that have figures (about 5 minutes on 2 cores) and do the same with their data"
+	@echo "make update-comparison  every control in every world, side by side (about an hour on 2 cores), and its figure"
 	@echo "make test-trl        TRL's own functions on the golden batches, in an environment of its own; test-verl: verl's"
 	@echo "make benchmark-peers PureJaxRL's environment for benchmarks/cartpole_ppo.py"
 	@echo "make mutants         mutation testing of the core, hours; or of MODULES=\"loss surrogate\", minutes each"
@@ -111,6 +112,12 @@ SWEEP_TABLES := entropy_collapse_curves prediction_error_summary rare_good_arm_c
 update-sweeps: setup
 	for sweep in $(SWEEPS); do $(BIN)/entropy-theory ablate $$sweep || exit 1; done
 	for table in $(SWEEP_TABLES); do cp runs/ablate/$${table%_*}/data/$$table.csv paper_figs/data/ || exit 1; done
+	$(BIN)/python -m paper_figs paper_figs/data docs/figures
+
+# every control in every world, side by side (about an hour on 2 cores); resumes after a kill
+update-comparison: setup
+	$(BIN)/entropy-theory ablate controls
+	cp runs/ablate/controls/data/comparison.csv paper_figs/data/
 	$(BIN)/python -m paper_figs paper_figs/data docs/figures
 
 clean:

@@ -16,6 +16,7 @@ from paper_figs import (
     fig11_rare_good_arm,
     fig12_cartpole_kernel,
     fig13_deceptive_controls,
+    fig14_controls,
 )
 from paper_figs.style import read_csv
 
@@ -44,9 +45,12 @@ SWEEPS = {
 }
 """The same for the sweeps that come with the worlds (`entropy-theory ablate NAME`)."""
 
+SUITES = {fig14_controls: "comparison.csv"}
+"""The same for the suites that put sweeps side by side (`entropy-theory ablate controls`)."""
+
 
 def draw_all(data: Path, out: Path) -> list[tuple[Path, str]]:
     """Draw every figure whose data are there; returns (PNG, caption) pairs."""
-    figures = (FIGURES | STUDIES | SWEEPS).items()
+    figures = (FIGURES | STUDIES | SWEEPS | SUITES).items()
     there = [figure for figure, file in figures if (data / file).exists() and read_csv(data / file)]
     return [(figure.draw(data, out), figure.CAPTION) for figure in there]
