@@ -43,10 +43,10 @@ def _rows(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         notes = [read_note(note_path(out, folder)) for folder, _ in folders]
         if all(note["status"] == "done" for note in notes):
             curves = read_curves([folder for folder, _ in folders], sweep.world, point.config.control)
-            seconds = sum(note["seconds"] for note in notes) / len(curves.steps)
-            rows.append(_row(sweep, point, curves) | {"seconds_per_step": seconds})
-    plain = next((row["seconds_per_step"] for row in rows if row["control"] == "none"), np.nan)
-    return [row | {"relative_cost": row["seconds_per_step"] / plain} for row in rows]
+            spent = sum(note["processor_seconds"] for note in notes) / len(curves.steps)
+            rows.append(_row(sweep, point, curves) | {"processor_seconds": spent})
+    plain = next((row["processor_seconds"] for row in rows if row["control"] == "none"), 0.0)
+    return [row | {"relative_cost": row["processor_seconds"] / plain if plain else np.nan} for row in rows]
 
 
 def _row(sweep: Sweep, point: Point, curves: Curves) -> dict[str, Any]:
@@ -82,7 +82,7 @@ COLUMNS = {
 LEGEND = (
     "[interquartile means over seeds, 95 % bootstrap intervals; final = mean over the last tenth of the steps;\n"
     f"collapsed, exploded: share of seeds whose final entropy is below {COLLAPSE:g} or above {EXPLOSION:g} of their "
-    "first;\ncost: seconds of a rollout relative to none, on a machine that ran other seeds beside it]"
+    "first;\ncost: processor time of a recorded step relative to none, all that is logged included]"
 )
 
 

@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 def read_note(path: Path) -> dict[str, Any]:
     """What is known about a job: at least its status, waiting, running, done or failed."""
-    fresh = {"status": "waiting", "share": 0.0, "seconds": 0.0, "attempts": 0}
+    fresh = {"status": "waiting", "share": 0.0, "seconds": 0.0, "processor_seconds": 0.0, "attempts": 0}
     try:
         return fresh | json.loads(path.read_text())
     except FileNotFoundError:
@@ -77,6 +77,7 @@ def perform(job: Job) -> None:
     """Do a job in this process and keep its note; an error ends up there as the job's reason to have failed."""
     note = read_note(job.note)
     start, last, before = time.monotonic(), 0.0, note["seconds"]
+    worked = note["processor_seconds"] - time.process_time()
     place = {"pid": os.getpid(), "host": socket.gethostname(), "attempts": note["attempts"] + 1}
 
     def seconds() -> float:
@@ -86,7 +87,7 @@ def perform(job: Job) -> None:
         nonlocal last
         if time.monotonic() - last > TELL_EVERY:
             last = time.monotonic()
-            write_note(job.note, share=share, seconds=seconds())
+            write_note(job.note, share=share, seconds=seconds(), processor_seconds=worked + time.process_time())
 
     write_note(job.note, status="running", reason="", **place)
     try:
@@ -94,7 +95,8 @@ def perform(job: Job) -> None:
     except Exception as error:  # whatever it is, the other jobs go on
         write_note(job.note, status="failed", reason=reason(error), seconds=seconds())
     else:
-        write_note(job.note, status="done", share=1.0, seconds=seconds())
+        spent = {"seconds": seconds(), "processor_seconds": worked + time.process_time()}
+        write_note(job.note, status="done", share=1.0, **spent)
 
 
 def reason(error: Exception) -> str:
