@@ -1,15 +1,22 @@
-"""Every control in the three worlds: final performance and final entropy, each beside the run without a control."""
+"""Every control in the three worlds: performance over the run and final entropy, beside the run without a control."""
 
 from pathlib import Path
 
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from paper_figs.style import RETURNS, WORLDS, plt, read_csv, save, unique
 
 CAPTION = (
-    "Every entropy control, tuned alike and judged on other seeds: interquartile means of the final performance and of "
-    "the final entropy with 95 % intervals. The line is the run without a control, its band that run's interval."
+    "Every entropy control, tuned alike and judged on other seeds: interquartile means of the performance, averaged "
+    "over the run, and of the final entropy, with 95 % intervals. The line is the run without a control, its band that "
+    "run's interval. Controls that compare the episodes of a group need GRPO in CartPole."
 )
+
+TITLES = {"controls_cartpole_groups": "CartPole (GRPO)"}
+"""Titles of sweeps that their world's name does not tell apart."""
+
+DECADE = 10.0
+"""Entropies that span more than this factor are drawn on a logarithmic axis."""
 
 
 def draw(data: Path, out: Path) -> Path:
@@ -19,25 +26,33 @@ def draw(data: Path, out: Path) -> Path:
     labels = unique(rows, "label")[::-1]
     place = {label: i for i, label in enumerate(labels)}
     figure, axes = plt.subplots(
-        1, 2 * len(sweeps), figsize=(2.3 * 2 * len(sweeps) + 1.2, 0.24 * len(labels) + 1.6), sharey=True, squeeze=False
+        1, 2 * len(sweeps), figsize=(2 * 2 * len(sweeps) + 1.2, 0.22 * len(labels) + 1.4), sharey=True, squeeze=False
     )
     for i, sweep in enumerate(sweeps):
-        of_world = [row for row in rows if row["sweep"] == sweep]
-        world = of_world[0]["world"]
-        for axis, name, text in (
-            (axes[0, 2 * i], "final_return", RETURNS[world]),
-            (axes[0, 2 * i + 1], "final_entropy", "entropy (nats)"),
-        ):
-            _panel(axis, of_world, name, place)
-            axis.set_xlabel(f"final {text}", fontsize=8)
+        of_sweep = [row for row in rows if row["sweep"] == sweep]
+        world = of_sweep[0]["world"]
+        performance, entropy = axes[0, 2 * i : 2 * i + 2]
+        _panel(performance, of_sweep, "area_return", place)
+        _panel(entropy, of_sweep, "final_entropy", place)
+        performance.set_xlabel(f"{RETURNS[world]}, run's mean", fontsize=8)
+        entropy.set_xlabel("final entropy (nats)", fontsize=8)
+        performance.set_title(TITLES.get(sweep, WORLDS[world]), loc="left", fontsize=9)
+        performance.xaxis.set_major_locator(MaxNLocator(4))
+        _entropy_axis(entropy, [row["final_entropy"] for row in of_sweep])
+        for axis in (performance, entropy):
             axis.tick_params(axis="x", labelsize=7)
-        axes[0, 2 * i].set_title(WORLDS[world], loc="left", fontsize=9)
-        axes[0, 2 * i + 1].set_xscale("log")
-        axes[0, 2 * i + 1].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes[0, 2 * i + 1].xaxis.set_major_formatter("{x:g}")
-        axes[0, 2 * i + 1].xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=7.5)
     return save(figure, out, "fig14_controls")
+
+
+def _entropy_axis(axis, values: list[float]) -> None:
+    if max(values) <= DECADE * min(values):
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        return
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(numticks=5))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _panel(axis, rows, name: str, place: dict[str, int]) -> None:
