@@ -371,7 +371,7 @@ def test_bad_parameters_are_refused_by_name_and_value(name, arguments, message):
         ("kl_cov", {"kl_cov.fraction": True}, "kl_cov.fraction must be a number"),
         ("clip_cov", {"clip_cov.seed": 0.5}, "clip_cov.seed must be a whole number, got 0.5"),
         ("clip_cov", {"clip_cov.seed": math.inf}, "clip_cov.seed must be a whole number, got inf"),
-        ("clip_cov", {"clip_cov.seed": math.nan}, "clip_cov.seed must be a whole number, got nan"),
+        ("clip_cov", {"clip_cov.seed": math.nan}, "clip_cov.seed must be a number, got nan"),
         ("", {}, "unknown control ''"),
     ],
 )

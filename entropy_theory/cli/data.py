@@ -88,8 +88,13 @@ def parameter_lines(todo: Sequence[TrainingRun]) -> list[str]:
     for job in todo:
         for name, values in resolve(job.config.control, job.config.set).items():
             if values:
-                found[job.world][name] = f"{name} " + " ".join(f"{key}={value:g}" for key, value in values.items())
+                found[job.world][name] = f"{name} " + " ".join(f"{k}={_short(v)}" for k, v in values.items())
     return [f"{world}: {'; '.join(controls.values())}" for world, controls in found.items() if controls]
+
+
+def _short(value: Any) -> str:
+    """A parameter in few characters: a number, a word, or None."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def collect(todo: Sequence[TrainingRun]) -> list[Curves]:
