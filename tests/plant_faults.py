@@ -169,7 +169,7 @@ FAULTS = (
     ),
     Fault(
         "clip sides swapped",
-        "loss.py",
+        "surrogate.py",
         "clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high)",
         "clamp(ratio, 1 - objective.clip_high, 1 + objective.clip_low)",
         ("test_loss",),
@@ -189,7 +189,11 @@ FAULTS = (
     Fault("one seed for all replicas", "controls/clip_cov.py", "seed + replica,", "seed + 0 * replica,", CONTRACT),
     Fault("undeclared need", "controls/entropy_bonus.py", "needs={Need.ENTROPY_GRAD}", "needs=()", CONTRACT),
     Fault(
-        "chain from right to left", "control.py", "for part in controls:", "for part in reversed(controls):", CONTRACT
+        "chain from right to left",
+        "control.py",
+        "for part in controls:\n                logits",
+        "for part in reversed(controls):\n                logits",
+        CONTRACT,
     ),
     Fault("arithmetic shift in the draw", "draw.py", " & ((1 << (64 - bits)) - 1)", "", ("test_draw",)),
     Fault(
@@ -202,8 +206,8 @@ FAULTS = (
     Fault(
         "no clip at zero in step_to_target",
         "controller.py",
-        ".clamp(low, high)",
-        ".clamp(max=high)",
+        "direction(below).to(state.dtype)).clamp(low, high)",
+        "direction(below).to(state.dtype)).clamp(max=high)",
         ("test_controller",),
     ),
     Fault("metrics of an unfinished step kept", "runs.py", "file.truncate(length)", "pass", ("test_runs",)),
