@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from entropy_theory.names import Advantage, Aggregation, Surrogate
 from entropy_theory.ranges import require_at_least, require_choice, require_positive, require_share
 
-ADVANTAGES = (
-    "grpo",
-    "rloo",
-    "dr_grpo",
-    "reinforce",
-    "reinforce_baseline",
-    "reinforce++",
-    "reinforce++_baseline",
-    "prime",
-)
-SURROGATES = ("ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce")
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
+ADVANTAGES = (*get_args(Advantage), "prime")
+SURROGATES = get_args(Surrogate)
+AGGREGATIONS = get_args(Aggregation)
 DTYPES = ("float32", "float64", "bfloat16")
 
 
@@ -91,25 +83,16 @@ class TrainConfig:
     """Largest norm of the gradient."""
     temperature: float = 1.0
     """Sampling temperature; log-probabilities and entropies are those of the policy at it."""
-    surrogate: Literal["ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce"] = "ppo"
+    surrogate: Surrogate = "ppo"
     """What is maximised for a token, as a function of its ratio. The clip distances of gspo are small (3e-4, 4e-4)."""
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = "token-mean"
+    aggregation: Aggregation = "token-mean"
     """How the tokens' losses become one number; `constant` divides by the number of responses times
     `max_new_tokens`."""
     clip_low: float = 0.2
     """Distance of PPO's lower clip from ratio 1."""
     clip_high: float = 0.2
     """Distance of PPO's upper clip from ratio 1."""
-    advantage: Literal[
-        "grpo",
-        "rloo",
-        "dr_grpo",
-        "reinforce",
-        "reinforce_baseline",
-        "reinforce++",
-        "reinforce++_baseline",
-        "prime",
-    ] = "grpo"
+    advantage: Literal[Advantage, "prime"] = "grpo"
     """Advantage of a response within its group, or within the minibatch; `prime` adds an implicit process reward that
     is learned on the way."""
     prime_lr: float = 1e-3

@@ -2,25 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from entropy_theory.names import Advantage, Aggregation, Surrogate
 from entropy_theory.ranges import require_at_least, require_choice, require_positive
 
 FAMILIES = ("random", "rare_good_arm", "deceptive", "contextual", "tree")
 GIVEN_PRIOR = ("rare_good_arm", "deceptive")
 """Families whose initial policy is prescribed, so that no features can be chosen freely."""
-ADVANTAGES = (
-    "grpo",
-    "rloo",
-    "dr_grpo",
-    "reinforce",
-    "reinforce_baseline",
-    "reinforce++",
-    "reinforce++_baseline",
-    "reward",
-)
-SURROGATES = ("ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce")
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
+ADVANTAGES = (*get_args(Advantage), "reward")
+SURROGATES = get_args(Surrogate)
+AGGREGATIONS = get_args(Aggregation)
 MOST_CELLS = 100_000
 """Pairs of state and arm of one bandit at most: everything is computed by going through all of them."""
 
@@ -64,16 +56,7 @@ class BanditConfig:
     """Policy gradient from sampled pulls, or exactly by summing over all arms (all sequences of a tree)."""
     natural: bool = False
     """Multiply the gradient by the pseudo-inverse of the Fisher matrix."""
-    advantage: Literal[
-        "grpo",
-        "rloo",
-        "dr_grpo",
-        "reinforce",
-        "reinforce_baseline",
-        "reinforce++",
-        "reinforce++_baseline",
-        "reward",
-    ] = "grpo"
+    advantage: Literal[Advantage, "reward"] = "grpo"
     """Advantage of a sampled pull, over the pulls of one context or of all contexts in one rollout; `reward` is reward
     minus `baseline`. Exact gradients subtract the mean that each of them tends to, and divide by no deviation."""
     baseline: float = 0.0
@@ -88,9 +71,9 @@ class BanditConfig:
     """Rollouts in the run."""
     step_size: float = 0.5
     """Gradient step eta on the logits (or on the weights of the features), nats per advantage unit."""
-    surrogate: Literal["ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce"] = "ppo"
+    surrogate: Surrogate = "ppo"
     """What is maximised for a token, as a function of its ratio."""
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = "token-mean"
+    aggregation: Aggregation = "token-mean"
     """How the tokens' losses become one number; all are the same where an episode is one token. `constant` divides
     by the number of sequences times `depth`."""
     clip_low: float = 0.2

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from entropy_theory.names import Advantage, Aggregation, Surrogate
 from entropy_theory.ranges import require_at_least, require_choice, require_positive, require_share
 
 MAX_STEPS = {"CartPole-v1": 500, "Acrobot-v1": 500, "MountainCar-v0": 200}
@@ -12,9 +13,9 @@ MAX_STEPS = {"CartPole-v1": 500, "Acrobot-v1": 500, "MountainCar-v0": 200}
 EPISODES = ("grpo", "reinforce")
 """Algorithms that play whole episodes; the others play segments of a fixed length."""
 
-SURROGATES = ("ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce")
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
-ADVANTAGES = ("grpo", "rloo", "dr_grpo", "reinforce", "reinforce_baseline", "reinforce++", "reinforce++_baseline")
+SURROGATES = get_args(Surrogate)
+AGGREGATIONS = get_args(Aggregation)
+ADVANTAGES = get_args(Advantage)
 """The names of `entropy_theory.surrogate`, `aggregation` and `advantage`, which import torch."""
 
 SHORTEST_EPISODE = 4
@@ -30,14 +31,12 @@ class CartPoleConfig:
     algorithm: Literal["ppo", "grpo", "reinforce", "npg"] = "ppo"
     """ppo; npg (natural gradient) with PPO's advantages; grpo or reinforce on whole episodes, without critic. All take
     several clipped updates on a rollout; --epochs 1 --minibatches 2 comes closest to the textbook."""
-    surrogate: Literal["ppo", "dual_clip", "cispo", "gspo", "sapo", "reinforce"] = "ppo"
+    surrogate: Surrogate = "ppo"
     """What is maximised for a step, as a function of its ratio."""
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = "token-mean"
+    aggregation: Aggregation = "token-mean"
     """How the losses of a minibatch's steps become one number. With ppo and npg a sequence is one step, and all four
     are the same."""
-    advantage: Literal[
-        "grpo", "rloo", "dr_grpo", "reinforce", "reinforce_baseline", "reinforce++", "reinforce++_baseline"
-    ] = "grpo"
+    advantage: Advantage = "grpo"
     """grpo: advantage of an episode from the outcomes of its group or rollout; every step has it."""
     control: str = "none"
     """Entropy control, or several joined by +, applied from left to right (`entropy-theory controls` lists them)."""

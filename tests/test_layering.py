@@ -14,7 +14,19 @@ LONGEST_FILE = 400
 
 # A module of the core imports only from layers above its own line, or from its own folder.
 CORE_LAYERS = (
-    {"softmax", "covariances", "draw", "fit", "runs", "ranges", "remainder_tables", "balls", "tables", "statistics"},
+    {
+        "softmax",
+        "covariances",
+        "draw",
+        "fit",
+        "runs",
+        "ranges",
+        "remainder_tables",
+        "balls",
+        "tables",
+        "statistics",
+        "names",
+    },
     {"reduce", "records", "remainder", "certify_constants", "lyapunov", "sweeps"},
     {"surrogate", "aggregation"},
     {"loss", "theorems", "advantage", "certify", "lemma_1_batch", "enclosure"},
