@@ -88,12 +88,14 @@ def parameter_lines(todo: Sequence[TrainingRun]) -> list[str]:
     for job in todo:
         for name, values in resolve(job.config.control, job.config.set).items():
             if values:
-                found[job.world][name] = f"{name} " + " ".join(f"{k}={_short(v)}" for k, v in values.items())
+                found[job.world][name] = f"{name} " + " ".join(
+                    f"{key}={_short(value)}" for key, value in values.items() if value is not None
+                )
     return [f"{world}: {'; '.join(controls.values())}" for world, controls in found.items() if controls]
 
 
 def _short(value: Any) -> str:
-    """A parameter in few characters: a number, a word, or None."""
+    """A parameter in few characters: a number or a word."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
