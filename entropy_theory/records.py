@@ -77,15 +77,13 @@ class Objective:
     penalties: tuple[Penalty, ...] = field(default=())
 
     @classmethod
-    def from_batch(
-        cls, batch: Batch, clip_low: float = 0.2, clip_high: float = 0.2, weight: Tensor | None = None
-    ) -> "Objective":
-        """The unedited objective: PPO's clipped surrogate, every valid token with `weight` (1 if not given)."""
+    def from_batch(cls, batch: Batch, clip_low: float = 0.2, clip_high: float = 0.2) -> "Objective":
+        """The unedited objective: PPO's clipped surrogate, every valid token with weight 1."""
         ones = torch.ones_like(batch.advantage)
         return cls(
             advantage=batch.advantage,
             mask=batch.mask,
-            weight=ones if weight is None else weight,
+            weight=ones,
             clip_low=ones * clip_low,
             clip_high=ones * clip_high,
             entropy_coef=torch.zeros_like(ones),

@@ -97,3 +97,12 @@ def test_lowest_selects_what_sorting_selects(data):
 def test_reductions_keep_the_dtype(batch):
     assert token_mean(batch.entropy, batch.mask).dtype == batch.entropy.dtype
     assert group_mean(batch.outcome, batch.group).dtype == batch.outcome.dtype
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 1000])
+def test_ties_go_to_the_earlier_token_however_many(tokens):
+    """A sort that is not stable keeps short runs in order by luck."""
+    score, eligible = torch.zeros(2, 1, tokens), torch.ones(2, 1, tokens, dtype=torch.bool)
+    count = torch.tensor([tokens // 2, tokens])
+    found = lowest(score, eligible, count)
+    assert torch.equal(found.squeeze(1), torch.arange(tokens) < count.unsqueeze(-1))
