@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 
 from entropy_theory.controls import build
@@ -33,6 +34,23 @@ def train(config: CartPoleConfig, folder: Path, progress=None) -> list[dict]:
     with Run(folder, cartpole.config_record(config)) as run:
         cartpole.train(config, run, progress)
     return read_metrics(folder)
+
+
+def stopped_and_resumed(config: CartPoleConfig, folder: Path, after: int) -> bool:
+    """Whether a run stopped after so many rollouts and taken up again has the bytes and weights of a whole one."""
+
+    def stop(done, total, line):
+        if done == after:
+            raise KeyboardInterrupt
+
+    whole, halves = folder / "whole", folder / "stopped"
+    train(config, whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, halves, stop)
+    train(config, halves)
+    return (whole / "metrics.jsonl").read_bytes() == (halves / "metrics.jsonl").read_bytes() and same(
+        trained(whole), trained(halves)
+    )
 
 
 def trained(folder: Path) -> list[torch.Tensor]:

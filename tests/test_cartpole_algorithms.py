@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cartpole_runs import DOUBLE, SMALL, make_envs, plain_head, same, train, trained
+from cartpole_runs import DOUBLE, SMALL, make_envs, plain_head, same, stopped_and_resumed, train, trained
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,17 +260,7 @@ def test_a_seed_is_the_same_run_alone_and_among_others(tmp_path, algorithm, env)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, algorithm):
     config = of(algorithm, control="entropy_bonus")
-    train(config, tmp_path / "whole")
-
-    def stop(done, total, line):
-        if done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "stopped", stop)
-    train(config, tmp_path / "stopped")
-    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "stopped/metrics.jsonl").read_bytes()
-    assert same(trained(tmp_path / "whole"), trained(tmp_path / "stopped"))
+    assert stopped_and_resumed(config, tmp_path, after=1)
 
 
 def test_algorithms_differ(tmp_path):

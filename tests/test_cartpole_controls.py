@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cartpole_runs import DOUBLE, SMALL, make_envs, same, train, trained
+from cartpole_runs import DOUBLE, SMALL, make_envs, same, stopped_and_resumed, train, trained
 from contract import CONTRACT
 
 from entropy_theory.control import Need, control
@@ -151,17 +151,7 @@ def test_a_resumed_run_has_the_same_reference(tmp_path, engine):
     pytest.importorskip(engine)
     settings = {"kl_to_reference.coef": 1.0}
     config = of("ppo", engine=engine, control="kl_to_reference", set=settings, init_gain=20.0, init_entropy=0.9)
-    train(config, tmp_path / "whole")
-
-    def stop(done, total, line):
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "stopped", stop)
-    train(config, tmp_path / "stopped")
-    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "stopped/metrics.jsonl").read_bytes()
-    assert same(trained(tmp_path / "whole"), trained(tmp_path / "stopped"))
+    assert stopped_and_resumed(config, tmp_path, after=2)
 
 
 def test_every_algorithm_provides_them():
