@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
+from llm.onednn import equip
+
 SHIPPED = {"tiny": "tiny-qwen2", "tiny-deceptive": "tiny-deceptive"}
 """Directories in llm/assets by the name of the model."""
 ARCHITECTURES = ("qwen2", "qwen3")
@@ -139,7 +141,10 @@ def load_model(source: str | Path, dtype: str = "float32", device: str | torch.d
     with memory_errors(
         f"the weights of {str(source)!r} do not fit on {device}; use --dtype bfloat16, or a smaller model"
     ):
-        return _language_model(model.to(device).eval(), tokenizer)
+        model = model.to(device).eval()
+    if model.device.type == "cpu":
+        equip(model)
+    return _language_model(model, tokenizer)
 
 
 def _check_directory(path: Path) -> None:

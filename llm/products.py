@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from llm.onednn import known, matmul
+
 BLOCK = 4096
 """Rows of a head that are converted at once."""
 
@@ -35,6 +37,8 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> Tenso
     """
     if not a.is_cuda:
         a, b = a.to(out.dtype), b.to(out.dtype)
+    if known(a, b) and a.dtype == out.dtype:
+        return out.copy_(matmul(a, b)) if fresh else out.add_(matmul(a, b))
     if a.dtype == out.dtype:
         return torch.mm(a, b, out=out) if fresh else out.addmm_(a, b)
     if fresh:

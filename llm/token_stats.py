@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from entropy_theory.softmax import collision as policy_collision
 from entropy_theory.softmax import entropy as policy_entropy
 from entropy_theory.softmax import token_statistics
+from llm.onednn import linear
 from llm.products import LOW, add_head_gradients, blocks, head_product, statistics_dtype
 from llm.token_tiles import WIDTH, Tiles
 

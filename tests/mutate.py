@@ -3,6 +3,7 @@
     python tests/mutate.py                    # every module of MODULES; hours
     python tests/mutate.py loss surrogate     # these
     python tests/mutate.py surrogate:x_sapo*  # the mutants of one function; those of a class: xǁClassǁmethod*
+    python tests/mutate.py controls:kl_cov.*  # those of one file of a folder
     python tests/mutate.py --list             # the modules and their tests
 
 mutmut makes the mutants (of functions; what stands at the level of a module it leaves alone) and runs for each the
@@ -17,12 +18,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("entropy_theory", "sims", "llm", "paper_figs", "tests", "docs", "pyproject.toml", "constraints.txt")
-CONTROL = ("controls*", "presets")
-
 MODULES: dict[str, tuple[str, ...]] = {
     "surrogate": ("surrogate",),
     "aggregation": ("aggregation",),
@@ -41,32 +41,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "drift": ("drift",),
     "decomposition": ("kernel", "natural_gradient"),
     "measure": ("measure",),
-    "controls/__init__": ("presets", "controls"),
-    "controls/checks": CONTROL,
-    "controls/clip_cov": CONTROL,
-    "controls/clip_higher": CONTROL,
-    "controls/entropy_bonus": CONTROL,
-    "controls/kl_cov": CONTROL,
-    "controls/adaptive_entropy": CONTROL,
-    "controls/aent": CONTROL,
-    "controls/aer": CONTROL,
-    "controls/budget": CONTROL,
-    "controls/cov_state": CONTROL,
-    "controls/effect": CONTROL,
-    "controls/egsw": CONTROL,
-    "controls/entropic": CONTROL,
-    "controls/entropy_advantage": CONTROL,
-    "controls/era": CONTROL,
-    "controls/era_activation": CONTROL,
-    "controls/high_entropy_tokens": CONTROL,
-    "controls/kl_to_reference": CONTROL,
-    "controls/lp_reg": CONTROL,
-    "controls/quantile_advantage": CONTROL,
-    "controls/steer": CONTROL,
-    "controls/temperature": CONTROL,
-    "controls/weighted_reinforce": CONTROL,
+    "controls": ("controls*", "presets", "aent", "effect", "era", "kl_to_reference", "every_control"),
 }
-"""Files of entropy_theory and the tests that are run on their mutants: tests/test_NAME.py, * for any ending."""
+"""Files of entropy_theory, or a folder with all of its files, and the tests that are run on their mutants:
+tests/test_NAME.py, * for any ending."""
 
 
 def files_of(tests: tuple[str, ...]) -> list[str]:
@@ -84,11 +62,12 @@ def prepare(folder: Path, module: str) -> None:
         else:
             shutil.copy(source, folder / name)
     tests = ", ".join(f'"{path}"' for path in files_of(MODULES[module]))
+    mutated = f"{module}/*.py" if (ROOT / "entropy_theory" / module).is_dir() else f"{module}.py"
     (folder / "pyproject.toml").write_text(
         (folder / "pyproject.toml").read_text()
         + "\n[tool.mutmut]\n"
         + 'source_paths = ["entropy_theory"]\n'
-        + f'only_mutate = ["entropy_theory/{module}.py"]\n'
+        + f'only_mutate = ["entropy_theory/{mutated}"]\n'
         + 'also_copy = ["sims", "llm", "paper_figs", "docs", "constraints.txt"]\n'
         + f"pytest_add_cli_args_test_selection = [{tests}]\n"
         + "use_git_change_detection = false\n"
@@ -96,12 +75,19 @@ def prepare(folder: Path, module: str) -> None:
     )
 
 
-def mutmut(folder: Path, *arguments: str, profile: str = "quick") -> str:
-    """Its output; its exit status says nothing."""
+MUTMUT = Path(sys.executable).parent / "mutmut"
+
+
+def run_tests(folder: Path, profile: str, mutants: Iterable[str]) -> None:
+    """Run the tests on these mutants, or on all if none is named; mutmut's progress goes to the standard error."""
     settings = {"HYPOTHESIS_PROFILE": profile, "OMP_NUM_THREADS": "1"}
-    command = [str(Path(sys.executable).parent / "mutmut"), *arguments]
-    done = subprocess.run(command, cwd=folder, env=os.environ | settings, capture_output=True, text=True)
-    return done.stdout + done.stderr
+    command = [MUTMUT, "run", "--max-children", str(os.cpu_count()), *mutants]
+    subprocess.run(command, cwd=folder, env=os.environ | settings, stdout=sys.stderr)
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    """What it says of a run that is over."""
+    return subprocess.run([MUTMUT, *arguments], cwd=folder, capture_output=True, text=True).stdout
 
 
 def verdicts(folder: Path) -> dict[str, str]:
@@ -116,21 +102,20 @@ def measure(asked: str) -> bool:
     asked: the module, or module:mutants with * for any ending.
     """
     module, _, pattern = asked.partition(":")
-    chosen = [f"entropy_theory.{module.replace('/', '.')}.{pattern}"] if pattern else []
+    chosen = [f"entropy_theory.{module}.{pattern}"] if pattern else []
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name)
         prepare(folder, module)
-        output = mutmut(folder, "run", "--max-children", "2", *chosen)
+        run_tests(folder, "quick", chosen)
         found = {
             mutant: verdict for mutant, verdict in verdicts(folder).items() if not chosen or verdict != "not checked"
         }
         if set(found.values()) <= {"not checked"}:
-            said = [line for line in output.splitlines() if not line.startswith(tuple("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"))]
-            print(f"{module}: nothing was measured\n" + "\n".join(said[-60:]))
+            print(f"{module}: nothing was measured: the tests fail without any mutant, see above")
             return False
         alive = [mutant for mutant, verdict in found.items() if verdict == "survived"]
         if alive:
-            mutmut(folder, "run", "--max-children", "2", *alive, profile="ci")
+            run_tests(folder, "ci", alive)
             found |= {mutant: verdict for mutant, verdict in verdicts(folder).items() if mutant in alive}
         counts = {verdict: list(found.values()).count(verdict) for verdict in sorted(set(found.values()))}
         print(f"{module}: {len(found)} mutants, " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from llm.models import LanguageModel
+from llm.onednn import linear
 from llm.products import LOW, head_product
 
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -157,10 +158,14 @@ class Decoder:
         return Cache(list(like.new_empty(shape)), list(like.new_empty(shape)))
 
     def angles(self, weights: Weights, width: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary embedding at positions 0 .. width - 1, [width, 1, head width] each."""
+        """cos and sin of the rotary embedding at positions 0 .. width - 1, [width, 1, head width] each.
+
+        The first half of sin has its sign turned: a coordinate is x1 cos - x2 sin, x2 cos + x1 sin.
+        """
         positions = torch.arange(width, device=weights.norm.device)
         cos, sin = self.rotary(weights.norm, positions.unsqueeze(0))
-        return cos[0].unsqueeze(-2), sin[0].unsqueeze(-2)
+        first, second = sin[0].unsqueeze(-2).chunk(2, -1)
+        return cos[0].unsqueeze(-2), torch.cat((-first, second), -1)
 
     def read(
         self,
@@ -239,6 +244,6 @@ class Decoder:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding: the halves of the last axis are the two coordinates that are turned."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    """Rotary embedding: the halves of the last axis are the two coordinates that are turned; see `Decoder.angles`."""
+    half = x.shape[-1] // 2
+    return torch.addcmul(x * cos, x.roll(half, -1), sin)
