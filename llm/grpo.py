@@ -30,7 +30,7 @@ from llm.config import TrainConfig
 from llm.evaluate import evaluate
 from llm.forward import Reading
 from llm.lora import add_lora
-from llm.memory import autocast_decoder, checkpoint_blocks
+from llm.memory import autocast_decoder, checkpoint_blocks, keep_freed_memory
 from llm.models import LanguageModel, load_model, resolve_device, training_memory
 from llm.optimizer import learning_rate, make_optimizer
 from llm.policy import engine
@@ -89,6 +89,7 @@ def train_seed(
       logits or gradients, naming the step.
     """
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     build_control(config)  # what is wrong with it is said before a model is loaded
     with closing(get_task(config)) as task, training_memory(min(config.micro_batch_rows, config.rows_per_update)):
         _train(config, seed, run, set_up(config, seed, task, ranks), progress, ranks)
