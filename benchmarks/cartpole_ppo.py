@@ -129,8 +129,8 @@ def measure_ours(seeds: int, steps: int, threads: int, seed: int, engine: str) -
     }
 
 
-def measure_sgemm(threads: int, size: int = 2048, repeats: int = 20) -> float:
-    """Operations per second of the fastest of several large float32 matrix products."""
+def measure_sgemm(threads: int, size: int = 2048, repeats: int = 20, product=None) -> float:
+    """Operations per second of the fastest of several large float32 matrix products, torch's or those of `product`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -138,7 +138,7 @@ def measure_sgemm(threads: int, size: int = 2048, repeats: int = 20) -> float:
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        torch.mm(a, b, out=out)
+        torch.mm(a, b, out=out) if product is None else product(a, b)
         taken.append(time.perf_counter() - start)
     return 2 * size**3 / min(taken)
 
