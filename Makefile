@@ -118,7 +118,7 @@ update-sweeps: setup
 # every control in every world, side by side (about an hour on 2 cores); resumes after a kill
 update-comparison: setup
 	$(BIN)/entropy-theory ablate controls
-	cp runs/ablate/controls/data/comparison.csv paper_figs/data/
+	cp runs/ablate/controls/data/*.csv paper_figs/data/
 	$(BIN)/python -m paper_figs paper_figs/data docs/figures
 
 # the language model where collapse costs reward, all controls, and the tiny model's updates probed (about 50 minutes on

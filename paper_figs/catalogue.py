@@ -19,6 +19,7 @@ from paper_figs import (
     fig14_controls,
     fig15_deceptive,
     fig16_tiny_qwen,
+    fig17_entropy_curves,
 )
 from paper_figs.style import read_csv
 
@@ -48,7 +49,11 @@ SWEEPS = {
 }
 """The same for the sweeps that come with the worlds (`entropy-theory ablate NAME`)."""
 
-COMPARISONS = {fig14_controls: "comparison.csv", fig15_deceptive: "deceptive_llm_summary.csv"}
+COMPARISONS = {
+    fig14_controls: "comparison.csv",
+    fig15_deceptive: "deceptive_llm_summary.csv",
+    fig17_entropy_curves: "comparison_entropy.csv",
+}
 """The same for what puts all controls side by side (`entropy-theory ablate controls` and `ablate deceptive_llm`)."""
 
 

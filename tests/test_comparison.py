@@ -96,6 +96,18 @@ def test_the_comparison_is_that_of_the_runs(compared):
     assert (compared / "out/fig14_controls.png").stat().st_size > 1000
 
 
+def test_entropy_curves_are_geometric_means_of_the_runs(compared):
+    rows = table(compared / "out/data/comparison_entropy.csv")
+    assert len(rows) == 3 * 12 + 3 * 20  # fewer steps than points
+    for row in rows:
+        (folder,) = [p for p in (compared / "out" / row["sweep"]).iterdir() if p.name.endswith("-" + row["control"])]
+        steps = [line["step"] for line in read_metrics(folder)]
+        values = by_seed(folder, "entropy")[:, steps.index(int(row["step"]))]
+        assert float(row["entropy"]) == pytest.approx(math.prod(values) ** (1 / 4), rel=1e-5)
+        assert float(row["entropy_low"]) <= float(row["entropy"]) <= float(row["entropy_high"])
+    assert (compared / "out/fig17_entropy_curves.png").stat().st_size > 1000
+
+
 def test_a_second_run_of_a_suite_changes_no_result(compared):
     def contents():
         return {p: p.read_bytes() for p in (compared / "out").rglob("*.csv")} | {
