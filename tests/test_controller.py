@@ -23,6 +23,7 @@ from entropy_theory.controls.entropy_bonus import bonus_by
 from entropy_theory.records import Measurement
 
 DOUBLE = torch.float64
+TINY, ABOVE_1 = math.ulp(0.0), math.nextafter(1.0, 2.0)
 
 
 def follow(controller, entropies, dtype=DOUBLE):
@@ -52,15 +53,17 @@ def clip(value, low, high):
 
 
 ALL = {
-    "constant": constant(0.3),
-    "schedule": schedule("cosine", 0.3, 0.0, 3),
-    "step_to_target": step_to_target(0.3, 0.1),
-    "gated": gated(step_to_target(0.3, 0.1), 0.3),
-    "anchored": anchored(0.4, 0.1, start=0.2),
-    "integral": integral(0.3, 0.1, 0.0, 1.0, 0.2, "sign"),
-    "towards_range": towards_range(0.2, 0.4, 0.1, 0.0, 1.0, 0.2),
-    "proportional_integral": proportional_integral(0.3, 1.0, 0.1),
+    "constant": lambda: constant(0.3),
+    "schedule": lambda: schedule("cosine", 0.3, 0.0, 3),
+    "step_to_target": lambda: step_to_target(0.3, 0.1),
+    "gated": lambda: gated(step_to_target(0.3, 0.1), 0.3),
+    "anchored": lambda: anchored(0.4, 0.1, start=0.2),
+    "integral": lambda: integral(0.3, 0.1, 0.0, 1.0, 0.2, "sign"),
+    "towards_range": lambda: towards_range(0.2, 0.4, 0.1, 0.0, 1.0, 0.2),
+    "proportional_integral": lambda: proportional_integral(0.3, 1.0, 0.1),
+    "kl_adaptive": lambda: kl_adaptive(0.2, 0.1, 10.0),
 }
+"""Made by the test that uses them: what is made on import is made once, whatever is changed later."""
 
 # --- against plain loops ------------------------------------------------------------------------------------------
 
@@ -215,6 +218,28 @@ def test_a_saturated_value_comes_back_within_two_steps_of_the_errors_sign():
     assert values[101] == pytest.approx(0.71, abs=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("controller", "entropies", "last"),
+    [
+        # .5 + .5: K_I sum stands at the limit itself, which is not beyond it, so the second error is kept
+        (lambda: proportional_integral(1.0, 0.0, 1.0), [1.5, 1.5], 1.0),
+        # the next one would lie beyond it, so the sum stays at 1 and falls to .5 with the next error
+        (lambda: proportional_integral(1.0, 0.0, 1.0), [1.5, 1.5, 1.5, 0.5], 0.5),
+        # e = -1/16 three times, then 3/16: a sum of 0 drives nothing deeper, although 8 e = 1.5 is clipped; then e = 0
+        (lambda: proportional_integral(1.0, 8.0, 1.0), [0.9375] * 3 + [1.1875, 1.0], 0.0),
+        # K_P e = -3 and +3, clipped to the default limit of 1
+        (lambda: proportional_integral(4.0, 1.0, 0.0), [1.0], -1.0),
+        (lambda: proportional_integral(4.0, 1.0, 0.0), [7.0], 1.0),
+        # 30 steps of .1 from 0, up to the default highest value of 1
+        (lambda: step_to_target(1.0, 0.1), [0.0] * 30, 1.0),
+        (lambda: anchored(0.5, 1.0), [4.0, 0.0], 1.0),
+    ],
+)
+def test_values_at_and_beyond_their_limits(controller, entropies, last):
+    # 1e-15: a rounding or two of numbers below 1
+    assert float(follow(controller(), [[h] for h in entropies])[-1]) == pytest.approx(last, abs=1e-15)
+
+
 # --- plants: entropy answers the value ----------------------------------------------------------------------------
 
 
@@ -299,17 +324,17 @@ def steered_by_kl(controller, plant, steps):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("measured", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", ALL)
-def test_controllers_keep_the_dtype(name, dtype):
-    values = follow(ALL[name], [[0.1], [2.0]], dtype)
-    assert all(v.dtype == dtype for v in values)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_controllers_keep_their_own_dtype_when_entropy_has_another(name):
-    state = ALL[name].init(torch.zeros(2))
-    state = ALL[name].advance(state, Measurement(torch.tensor([0.1, 2.0], dtype=DOUBLE)))
-    assert ALL[name].value(state).dtype == torch.float32
+def test_controllers_keep_their_dtype_whatever_is_measured(name, measured, dtype):
+    """Of the value and of all of the state, which a resumed run reads back."""
+    controller = ALL[name]()
+    state = controller.init(torch.zeros(2, dtype=dtype))
+    for entropies in ([0.1, 2.0], [2.0, 0.1]):
+        entropy = torch.tensor(entropies, dtype=measured)
+        state = controller.advance(state, Measurement(entropy, 0.1 * entropy))
+        parts = state if isinstance(state, tuple) else (state,)
+        assert {t.dtype for t in (controller.value(state), *parts)} == {dtype}
 
 
 def test_constant_stays():
@@ -328,20 +353,31 @@ def test_advance_does_not_write_into_its_state():
     [
         (lambda: step_to_target(0.0, 0.1), "target_entropy"),
         (lambda: step_to_target(0.3, -0.1), "-0.1"),
+        (lambda: step_to_target(0.3, 0.0), "target_entropy and delta must be positive, got 0.3 and 0.0"),
         (lambda: step_to_target(0.3, 0.1, low=2.0, high=1.0), "low and high, got 2.0, 0.0 and 1.0"),
         (lambda: step_to_target(0.3, 0.1, at_target="stay"), "at_target must be one of raise, hold, lower, got 'stay'"),
         (lambda: gated(constant(1.0), 0.3, at_target="stay"), "at_target must be one of"),
         (lambda: anchored(1.0, 0.1), "share must lie in"),
+        (lambda: anchored(0.0, 0.1), r"share must lie in \(0, 1\) and gain be positive, got 0.0 and 0.1"),
         (lambda: anchored(0.4, 0.0), "gain be positive"),
         (lambda: anchored(0.4, 0.1, start=2.0), "got 0.0, 2.0 and 1.0"),
         (lambda: anchored(0.4, 0.1, response="cubic"), "response must be one of proportional, sign"),
         (lambda: integral(0.0, 0.1, 0.0, 1.0, 0.0), "target and gain must be positive"),
+        (lambda: integral(0.3, 0.0, 0.0, 1.0, 0.0), "target and gain must be positive, got 0.3 and 0.0"),
         (lambda: integral(0.3, 0.1, 0.0, 1.0, -1.0), "got 0.0, -1.0 and 1.0"),
+        (lambda: towards_range(-TINY, 0.2, 0.1, 0.0, 1.0, 0.0), "between 0 and entropy_high, got -5e-324 and 0.2"),
         (lambda: towards_range(0.5, 0.2, 0.1, 0.0, 1.0, 0.0), "between 0 and entropy_high, got 0.5 and 0.2"),
         (lambda: towards_range(0.2, 0.5, 0.0, 0.0, 1.0, 0.0), "gain must be positive"),
         (lambda: kl_adaptive(0.0, 0.1, 10.0), "got 0.0, 0.1, 0.2 and 10.0"),
         (lambda: kl_adaptive(0.1, 0.1, 0.1), "horizon above it"),
+        (lambda: kl_adaptive(0.1, 0.1, 0.2), "horizon above it, got 0.1, 0.1, 0.2 and 0.2"),
+        (lambda: kl_adaptive(0.1, 0.0, 10.0), "got 0.1, 0.0, 0.2 and 10.0"),
+        (lambda: kl_adaptive(0.1, 0.1, 10.0, most=0.0), "got 0.1, 0.1, 0.0 and 10.0"),
+        (lambda: kl_adaptive(0.1, 0.1, 10.0, most=ABOVE_1), f"got 0.1, 0.1, {ABOVE_1} and 10.0"),
         (lambda: proportional_integral(0.0, 1.0, 1.0), "target and limit must be positive"),
+        (lambda: proportional_integral(0.3, 1.0, 1.0, limit=0.0), "got 0.3, 0.0, 1.0 and 1.0"),
+        (lambda: proportional_integral(0.3, -0.1, 1.0), "got 0.3, 1.0, -0.1 and 1.0"),
+        (lambda: proportional_integral(0.3, 1.0, -0.1), "got 0.3, 1.0, 1.0 and -0.1"),
         (lambda: schedule("linear", 1.0, 0.0, 0), "at least 1, got 0"),
         (lambda: schedule("square", 1.0, 0.0, 5), "constant, linear, cosine, got 'square'"),
     ],
@@ -349,6 +385,25 @@ def test_advance_does_not_write_into_its_state():
 def test_bad_parameters_are_named(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        (lambda: schedule("linear", 0.8, 0.2, 1), 0.8),
+        (lambda: anchored(TINY, TINY), 0.0),
+        (lambda: anchored(math.nextafter(1.0, 0.0), 0.1, start=1.0), 1.0),
+        (lambda: integral(TINY, TINY, 0.0, 1.0, 1.0), 1.0),
+        (lambda: towards_range(0.0, 0.0, TINY, 0.5, 0.5, 0.5), 0.5),
+        (lambda: kl_adaptive(TINY, TINY, ABOVE_1, most=1.0), TINY),
+        (lambda: kl_adaptive(0.1, 0.1, math.nextafter(0.2, 1)), 0.1),
+        (lambda: proportional_integral(TINY, 0.0, 0.0, limit=TINY), 0.0),
+        (lambda: step_to_target(TINY, TINY, 0.0, 0.0), 0.0),
+    ],
+)
+def test_the_last_number_of_a_range_is_taken(make, value):
+    controller = make()
+    assert float(controller.value(controller.init(torch.zeros((), dtype=DOUBLE)))) == value
 
 
 def test_a_coefficient_that_follows_the_kl_says_so_when_none_is_measured():

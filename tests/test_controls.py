@@ -273,6 +273,8 @@ def counting(factor, offset):
         advance=lambda state, measurement: state + factor,
         sample=lambda sampling, state: Sampling(sampling.temperature * factor + offset + state),
         activate=lambda logits: logits * factor + offset,
+        proxy=lambda logits: logits * factor - offset,
+        entropy_support=lambda logits: logits * factor + 2 * offset,
         needs={Need.SAMPLING, Need.ACTIVATION},
     )
 
@@ -283,11 +285,36 @@ def test_a_chain_samples_and_activates_from_left_to_right():
     state = both.init(like)
     assert both.sample(Sampling(like + 1), state).temperature.tolist() == [1 * 2 + 3, 1 * 2 + 3]
     assert both.activate(torch.tensor([1.0, 5.0])).tolist() == [5.0, 13.0]
+    assert both.proxy(torch.tensor([1.0, 5.0])).tolist() == [-1.0, 7.0]
+    assert both.entropy_support(torch.tensor([1.0, 5.0])).tolist() == [8.0, 16.0]
     state = both.advance(state, Measurement(like))
     assert [s.tolist() for s in state] == [[2.0, 2.0], [1.0, 1.0]]
     assert both.sample(Sampling(like + 1), state).temperature.tolist() == [(2 + 2) + 3 + 1] * 2
     swapped = chain(counting(1.0, 3.0), counting(2.0, 0.0))
     assert swapped.sample(Sampling(like + 1), swapped.init(like)).temperature.tolist() == [(1 + 3) * 2] * 2
+
+
+def test_a_chain_hands_its_measurement_to_every_part():
+    parts = build("adaptive_entropy"), build("entropic")
+    both, like = chain(*parts), torch.zeros(2, dtype=DOUBLE)
+    measured = Measurement(torch.tensor([0.1, 0.7], dtype=DOUBLE))
+    after = both.advance(both.init(like), measured)
+    assert identical(after, tuple(part.advance(part.init(like), measured) for part in parts))
+    assert not identical(after, both.init(like))
+
+
+def test_a_chain_refuses_the_state_of_another_chain():
+    """In place of leaving out the last parts, or their states, without a word."""
+    batch, like = fixed_batch(fresh=False), torch.zeros((), dtype=DOUBLE)
+    one, two = build("entropy_bonus"), chain(build("entropy_bonus"), build("temperature"))
+    for state in ((one.init(like),), (*two.init(like), ())):
+        for act in (
+            lambda state=state: two.edit(Objective.from_batch(batch), batch, state),
+            lambda state=state: two.advance(state, Measurement(like)),
+            lambda state=state: two.sample(Sampling(like), state),
+        ):
+            with pytest.raises(ValueError, match="zip"):
+                act()
 
 
 def test_a_chain_needs_what_its_parts_need():
@@ -319,6 +346,8 @@ def test_chains_nest():
 def test_a_missing_need_names_the_control_the_world_and_the_need():
     with pytest.raises(ValueError, match=r"kl_cov needs samples, which the exact bandit does not provide"):
         check_fits("kl_cov", build("kl_cov"), "the exact bandit", frozenset({Need.ENTROPY_GRAD}), 10)
+    with pytest.raises(ValueError, match=r"control budget needs collision, samples, which the bandit does not"):
+        check_fits("budget", build("budget"), "the bandit", frozenset(), 2)
     check_fits("kl_cov", build("kl_cov"), "the bandit", frozenset(Need), 10)
 
 

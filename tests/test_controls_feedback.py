@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from entropy_theory.control import Need, check_fits
 from entropy_theory.controls import CONTROLS, presets
-from entropy_theory.controls.aent import aent
 from entropy_theory.controls.aer import aer
 from entropy_theory.controls.entropic import entropic
 from entropy_theory.controls.none import none
@@ -327,20 +326,6 @@ def test_temperature_refuses_a_target_above_the_entropy_of_chance(actions, targe
 def test_bad_parameters_are_named(name, parameters, named):
     with pytest.raises(ValueError, match=named):
         CONTROLS[name](**parameters)
-
-
-@pytest.mark.parametrize(
-    ("control", "named"),
-    [
-        (aent(0.5), "aent.share 0.5 keeps one of 2 actions"),
-        (aent(0.3, entropy_low=0.9, entropy_high=1.0), "aent.entropy_low is 0.9 nats, but 2 actions allow"),
-        (entropic(target=0.7), "entropic.target is 0.7 nats, but 2 actions allow"),
-        (build("adaptive_entropy", {"target": 0.7}), "adaptive_entropy.target is 0.7"),
-    ],
-)
-def test_too_few_actions_are_named(control, named):
-    with pytest.raises(ValueError, match=named):
-        check_fits("it", control, "CartPole", frozenset(Need), 2)
 
 
 def test_states_hold_one_number_for_each_replica():
