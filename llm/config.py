@@ -127,6 +127,9 @@ class TrainConfig:
     """Responses per forward and backward pass; sets memory and speed, not the gradient."""
     token_chunk: int = 0
     """Tokens whose logits are in memory at once; sets memory and speed. 0 for as many as make 64 MiB of them."""
+    token_kernel: Literal["tiles", "triton"] = "tiles"
+    """What reads logits of a large vocabulary: tiles of torch operations, or fused Triton kernels (CUDA), which are
+    checked against the tiles before the run and were not measured on a GPU yet."""
     gradient_checkpointing: bool = False
     """Keep the input of each block only and compute the rest again in the backward pass: less memory, a third more
     time."""
@@ -228,6 +231,7 @@ class TrainConfig:
         require_choice(self, "chat", ("auto", "never"))
         require_choice(self, "overlong_prompts", ("drop", "refuse"))
         require_choice(self, "sampler", SAMPLERS)
+        require_choice(self, "token_kernel", ("tiles", "triton"))
         self._check_words()
         if self.model == "tiny":  # the words of a task are known to its own model only
             object.__setattr__(self, "model", MODELS.get(self.task, "tiny"))

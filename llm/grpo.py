@@ -30,7 +30,7 @@ from llm.config import TrainConfig
 from llm.evaluate import evaluate
 from llm.forward import Reading
 from llm.lora import add_lora
-from llm.memory import autocast_decoder, checkpoint_blocks, keep_freed_memory
+from llm.memory import autocast_decoder, checkpoint_blocks, choose_token_kernel, keep_freed_memory
 from llm.models import LanguageModel, load_model, resolve_device, training_memory
 from llm.optimizer import learning_rate, make_optimizer
 from llm.policy import engine
@@ -284,6 +284,7 @@ def load_policy(config: TrainConfig, device: torch.device) -> LanguageModel:
         checkpoint_blocks(lm)
     if config.autocast:
         autocast_decoder(lm)
+    choose_token_kernel(config.token_kernel, lm.model.device)
     return lm
 
 

@@ -9,6 +9,7 @@ import sys
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from llm import token_stats
 from llm.models import LanguageModel
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -34,6 +35,23 @@ def checkpoint_blocks(lm: LanguageModel) -> None:
     """
     for block in lm.model.get_decoder().layers:
         block.forward = _checkpointed(block.forward)
+
+
+def choose_token_kernel(name: str, device: torch.device) -> None:
+    """Read logits of plain policies on `device` by "tiles" of torch operations or by "triton" from now on.
+
+    Raises: ValueError where Triton is not installed, on other devices than CUDA, and if its kernels are off.
+    """
+    if name == "tiles":
+        token_stats.TILES.pop(device.type, None)
+        return
+    if device.type != "cuda":
+        raise ValueError(f"token_kernel triton runs on CUDA only, the device is {device}; use token_kernel tiles")
+    try:
+        from llm import token_stats_triton
+    except ImportError:
+        raise ValueError("token_kernel triton needs Triton: pip install triton, or use token_kernel tiles") from None
+    token_stats_triton.install(device.type)
 
 
 def autocast_decoder(lm: LanguageModel) -> None:
