@@ -51,7 +51,7 @@ def steer(
     def edit(objective, batch, state):
         size = size_of(batch, objective).abs()
         largest = size.amax((-2, -1), keepdim=True).clamp(min=floor)
-        weight = torch.exp(math.log(lowest_weight) * (size / largest)).clamp(lowest_weight, 1.0)
+        weight = torch.exp(math.log(lowest_weight) * (size / largest)).clamp(min=lowest_weight)
         return replace(objective, weight=objective.weight * weight.to(objective.weight.dtype))
 
     return control(scoped("steer", scope, edit), needs=needs)
