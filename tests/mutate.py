@@ -35,12 +35,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "scope": ("scope",),
     "draw": ("draw",),
     "controller": ("controller",),
-    "control": ("controls", "presets"),
-    "theorems": ("theorems",),
-    "remainder": ("remainder",),
-    "drift": ("drift",),
-    "decomposition": ("kernel", "natural_gradient"),
-    "measure": ("measure",),
+    "control": ("controls*", "presets", "aent", "every_control"),
+    "theorems": ("theorems", "natural_gradient", "measure"),
+    "remainder": ("remainder", "theorems"),
+    "drift": ("drift", "traps"),
+    "decomposition": ("selection", "theory_claims"),
+    "measure": ("measure", "selection", "scope", "kl_to_reference"),
     "controls": ("controls*", "presets", "aent", "effect", "era", "kl_to_reference", "every_control"),
 }
 """Files of entropy_theory, or a folder with all of its files, and the tests that are run on their mutants:
