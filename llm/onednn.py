@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-HERE = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-"""Whether this processor gains by it."""
+HERE = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+"""Whether this processor gains by it and torch has it."""
 
 WHOLE = 10**10
 """Operations of a product that is not cut up: making its program takes at most a tenth of its time."""
