@@ -39,7 +39,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "theorems": ("theorems", "natural_gradient", "measure"),
     "remainder": ("remainder", "theorems"),
     "drift": ("drift", "traps"),
-    "decomposition": ("selection", "theory_claims"),
+    "decomposition": ("selection",),
     "measure": ("measure", "selection", "scope", "kl_to_reference"),
     "controls": ("controls*", "presets", "aent", "effect", "era", "kl_to_reference", "every_control"),
 }

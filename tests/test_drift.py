@@ -72,6 +72,37 @@ def test_a_step_on_several_samples_is_the_mean_of_the_steps_on_each():
     torch.testing.assert_close(drift.sampled_step(z, action, weight, 0.1), sum(parts) / 3, rtol=1e-14, atol=1e-17)
 
 
+def test_a_step_raises_what_was_drawn_and_lowers_the_rest():
+    """pi = (1/2, 1/4, 1/4); actions 0 and 2 are drawn, with weights 2 and -1:
+
+    0.3 / 2 [2 (e_0 - pi) - (e_2 - pi)] = 0.15 (1.5, -0.25, -1.25)
+    """
+    z = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64).log()
+    found = drift.sampled_step(z, torch.tensor([0, 2]), torch.tensor([2.0, -1.0], dtype=torch.float64), 0.3)
+    # a few roundings of numbers below 1
+    assert found.tolist() == pytest.approx([0.225, -0.0375, -0.1875], abs=1e-15)
+
+
+@given(st.lists(problems(), min_size=2, max_size=3), st.integers(1, 3))
+def test_policies_side_by_side_are_those_alone(listed, samples):
+    """[2, policies, actions] of unequal numbers of actions, filled up with masked ones."""
+    wide = max(len(logits) for logits, *_ in listed)
+    z = torch.tensor([logits + [-float("inf")] * (wide - len(logits)) for logits, *_ in listed], dtype=torch.float64)
+    w = torch.tensor([weight + [0.0] * (wide - len(weight)) for _, weight, *_ in listed], dtype=torch.float64)
+    z, w = torch.stack([z, z.flip(0)]), torch.stack([w, w.flip(0)])
+    action = z.argmax(-1, keepdim=True).expand(*z.shape[:-1], samples + 1)
+    factor = torch.linspace(-1, 2, samples + 1, dtype=torch.float64).expand(action.shape)
+    together = drift.expected_drift(z, w, 0.5, samples)
+    steps = drift.sampled_step(z, action, factor, 0.5)
+    for place in itertools.product(range(2), range(len(listed))):
+        alone = drift.expected_drift(z[place], w[place], 0.5, samples)
+        for whole, one in zip(together, alone, strict=True):
+            # sums of at most 4 numbers below 100, in another order of instructions
+            torch.testing.assert_close(whole[place], one, rtol=1e-12, atol=1e-13)
+        one = drift.sampled_step(z[place], action[place], factor[place], 0.5)
+        torch.testing.assert_close(steps[place], one, rtol=1e-13, atol=1e-15)
+
+
 def test_no_samples_are_refused():
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         drift.expected_drift(torch.zeros(2), torch.zeros(2), 0.1, 0)
