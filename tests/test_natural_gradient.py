@@ -59,6 +59,18 @@ def test_the_package_applies_the_closed_form(z, rng):
     assert max(abs(number(x) - e) for x, e in zip(computed, expected, strict=True)) <= allowed
 
 
+def test_policies_side_by_side_are_those_alone():
+    generator = torch.Generator().manual_seed(0)
+    z, vector = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    together = theorems.fisher_pseudo_inverse_product(z, vector)
+    matrices = theorems.fisher_matrix(z)
+    for i, j in itertools.product(range(3), range(4)):
+        # sums of 5 numbers below 100, in another order of instructions
+        alone = theorems.fisher_pseudo_inverse_product(z[i, j], vector[i, j])
+        torch.testing.assert_close(together[i, j], alone, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(matrices[i, j], theorems.fisher_matrix(z[i, j]), rtol=1e-15, atol=1e-17)
+
+
 def test_fisher_matrix_is_the_covariance_of_the_score():
     z = torch.tensor([0.2, -1.0, 0.7, -torch.inf], dtype=torch.float64)
     probability = torch.softmax(z, -1)
