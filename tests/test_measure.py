@@ -1,14 +1,16 @@
 """What the worlds log, against plain loops."""
 
 import math
+from dataclasses import replace
 
 import oracles
 import strategies
 import torch
+from exact import Policy, number
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_theory import measure
+from entropy_theory import measure, remainder
 from entropy_theory.control import chain
 from entropy_theory.controls import build
 from entropy_theory.records import Objective
@@ -97,6 +99,75 @@ def test_entropy_change_is_a_mean_over_states(logits):
     # 50 actions, logits up to 50: the rounding bounds of `remainder` stay below 1e-11 here
     assert abs(found["measured_entropy_change"].item() - measured) < 1e-11
     assert abs(found["measured_entropy_change"] - found["predicted_first_order"]) <= found["remainder_bound"] + 1e-11
+
+
+@given(strategies.logits(leading=(3,), max_actions=9, kinds=("normal", "uniform", "ties")), strategies.generators())
+def test_state_entropy_change_is_lemma_1_at_each_state(logits, rng):
+    change = torch.from_numpy(rng.normal(0, 0.5, logits.shape))
+    found = measure.state_entropy_change(logits, logits + change)
+    for state in range(3):
+        before, after = Policy(logits[state].tolist()), Policy((logits[state] + change[state]).tolist())
+        step = [0.0] * before.size
+        moved = [number(a) - number(b) for a, b in zip(after.z, before.z, strict=True)]
+        for place, d in zip(before.support, moved, strict=True):
+            step[place] = d
+        slope, curvature, _ = before.derivatives(step)
+        # 9 actions, logits up to 50, changes up to 3: rounding of sums of terms below 500
+        for name, expected in (
+            ("measured_entropy_change", after.h - before.h),
+            ("predicted_first_order", slope),
+            ("predicted_second_order", slope + curvature / 2),
+        ):
+            assert abs(found[name][state].item() - expected) < 1e-11, name
+        width = float(max(moved) - min(moved))
+        bound = remainder.remainder_constant(before.size) / 2 * width**2
+        assert abs(found["remainder_bound"][state].item() - bound) <= 1e-11 * (1 + bound)
+
+
+def test_group_covariance_of_replicas_is_that_of_each():
+    generator = torch.Generator().manual_seed(0)
+    logp, advantage = -torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    mask = torch.rand(3, 4, 5, generator=generator) < 0.7
+    group = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1], [2, 2, 2, 2]])
+    batch = by_hand(logp, advantage, mask=mask, group=group)
+    together = measure.group_covariance(batch)
+    for i in range(3):
+        alone = by_hand(logp[i], advantage[i], mask=mask[i], group=group[i])
+        # means of at most 20 numbers below 1
+        torch.testing.assert_close(together[i], measure.group_covariance(alone), rtol=0, atol=1e-15)
+
+
+def by_hand(logp, advantage, mask=None, **others):
+    """A batch of log-probabilities and advantages [..., rows, steps]; one group, all tokens valid, if not given."""
+    mask = torch.ones(logp.shape, dtype=torch.bool) if mask is None else mask
+    group = torch.zeros(logp.shape[:-1], dtype=torch.long)
+    given_ = {"logp": logp, "old_logp": logp, "advantage": advantage, "mask": mask, "entropy": torch.ones_like(logp)}
+    return measure.Batch(**{**given_, "outcome": torch.zeros_like(logp[..., 0]), "group": group, **others})
+
+
+def test_a_token_without_advantage_counts_as_not_negative():
+    logp = torch.tensor([[-0.5, -1.0, -2.0, -3.0]], dtype=torch.float64)
+    batch = by_hand(logp, torch.tensor([[-1.0, 0.0, 2.0, 0.0]], dtype=torch.float64))
+    plain = Objective.from_batch(batch)
+    found = measure.selection(plain, replace(plain, weight=torch.zeros_like(plain.weight)))
+    assert (found["selected_tokens"].item(), found["selected_negative_share"].item()) == (4, 0.25)
+    assert measure.top_tokens(batch, torch.zeros_like(logp), 1.0)["top_negative_share"].item() == 0.25
+
+
+def test_no_valid_token_has_no_score():
+    logp = torch.full((2, 3), -1.0, dtype=torch.float64)
+    found = measure.token_covariance(by_hand(logp, logp, mask=torch.zeros(2, 3, dtype=torch.bool)))
+    assert {value.item() for value in found.values()} == {0.0}
+
+
+def test_the_kl_to_the_reference_leaves_out_tokens_without_a_share():
+    """k3 at x = log 2 and x = -log 2: 1/2 + log 2 - 1 and 2 - log 2 - 1, counted one and three times."""
+    x = math.log(2)
+    logp = torch.tensor([[-1.0, -1.0, -1.0]], dtype=torch.float64)
+    batch = by_hand(logp, logp, ref_logp=torch.tensor([[-1 - x, -1 + x, -math.inf]], dtype=torch.float64))
+    share = torch.tensor([[1.0, 3.0, 0.0]], dtype=torch.float64)
+    expected = ((0.5 + x - 1) + 3 * (2 - x - 1)) / 4
+    assert abs(measure.reference_kl(batch, share).item() - expected) < 1e-15  # roundings of numbers below 1
 
 
 @given(strategies.batches(fresh=True))
