@@ -15,7 +15,7 @@ help:
 	@echo "make figures         redraw figures/ from the committed data"
 	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
 	@echo "make update-sweeps   run the sweeps that have figures (about 5 minutes on 2 cores) and do the same with their data"
-	@echo "make update-comparison  every control in every world, side by side (about an hour on 2 cores), and its figure"
+	@echo "make update-comparison  every control in every world, side by side (about 50 minutes on 2 cores), and its figure"
 	@echo "make update-language the deceptive language task under all controls and the probe of the tiny model (about 50 minutes)"
 	@echo "make test-trl        TRL's own functions on the golden batches, in an environment of its own; test-verl: verl's"
 	@echo "make benchmark-peers PureJaxRL's environment for benchmarks/cartpole_ppo.py"
@@ -115,7 +115,7 @@ update-sweeps: setup
 	for table in $(SWEEP_TABLES); do cp runs/ablate/$${table%_*}/data/$$table.csv paper_figs/data/ || exit 1; done
 	$(BIN)/python -m paper_figs paper_figs/data docs/figures
 
-# every control in every world, side by side (about an hour on 2 cores); resumes after a kill
+# every control in every world, side by side (about 50 minutes on 2 cores); resumes after a kill
 update-comparison: setup
 	$(BIN)/entropy-theory ablate controls
 	cp runs/ablate/controls/data/*.csv paper_figs/data/

@@ -6,7 +6,7 @@ from paper_figs.style import STEPS, WORLDS, draw_band, plt, read_csv, save, uniq
 
 CAPTION = (
     "Entropy of the tiny language model under every control, tuned alike, on other seeds: geometric means with 95 % "
-    "intervals. Grey: the run without a control."
+    "intervals. Grey: the run without a control, whose candidates were learning rates."
 )
 
 WIDE = 6
@@ -34,6 +34,8 @@ def draw(data: Path, out: Path) -> Path:
         axis.tick_params(labelsize=7)
     for axis in axes.flat[len(labels) :]:
         axis.set_visible(False)
+    for axis in axes.flat[max(0, len(labels) - wide) : len(labels)]:  # nothing stands below them
+        axis.tick_params(labelbottom=True)
     figure.supylabel("entropy (nats)", fontsize=9)
     figure.supxlabel(STEPS[shown["world"]], fontsize=9)
     figure.suptitle(WORLDS[shown["world"]], fontsize=10)
