@@ -37,7 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "controller": ("controller",),
     "control": ("controls*", "presets", "aent", "every_control"),
     "theorems": ("theorems", "natural_gradient", "measure"),
-    "remainder": ("remainder", "theorems"),
+    "remainder": ("remainder", "remainder_formulas", "theorems"),
     "drift": ("drift", "traps"),
     "decomposition": ("selection",),
     "measure": ("measure", "selection", "scope", "kl_to_reference"),
