@@ -1,4 +1,4 @@
-"""The bounds of `remainder` are no looser than stated: the formulas of docs/theory.md, sections 2 to 4, in plain numbers.
+"""The bounds of `remainder` are no looser than stated: formulas of docs/theory.md, sections 2 to 4, as plain numbers.
 
 That a bound holds cannot tell a bound from a larger one; these do.
 """

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_theory.decomposition import within_between
+from entropy_theory.decomposition import POINTS, Parts, part_rows, point_rows, top_rows, within_between
 from entropy_theory.measure import top_tokens
+from entropy_theory.records import Batch
 
 F64 = torch.float64
 U = torch.finfo(F64).eps / 2
@@ -239,3 +240,66 @@ def test_tables_of_all_worlds(tmp_path):
     assert [row["of"] for row in parts if row["world"] == "bandit"] == ["grpo"] * 2 + ["reward"] * 2
     for row in parts:
         assert float(row["total"]) == pytest.approx(float(row["within"]) + float(row["between"]), rel=2e-5, abs=1e-6)
+
+
+# --- rows of tables -------------------------------------------------------------------------------------------------
+
+
+def tokens(count, replicas=1):
+    """A batch [replicas, 1, count] of distinct tokens, the last of each replica masked."""
+    generator = torch.Generator().manual_seed(1)
+    logp, advantage, entropy = torch.randn(3, replicas, 1, count, generator=generator, dtype=F64)
+    mask = torch.ones(replicas, 1, count, dtype=torch.bool)
+    mask[..., -1] = False
+    logp = -logp.abs()
+    outcome = torch.zeros(replicas, 1, dtype=F64)
+    return Batch(logp, logp, advantage, mask, entropy.abs(), outcome, torch.zeros(replicas, 1, dtype=torch.long))
+
+
+def test_rows_of_single_tokens_by_loops():
+    batch = tokens(11)
+    c = torch.full_like(batch.logp, 0.1)
+    rows = point_rows(batch, c, {"world": "here"}, fraction=0.2)
+    logp, advantage, entropy = (flat(x)[:10] for x in (batch.logp, batch.advantage, batch.entropy))
+    score = oracles.centred_product(logp, advantage, [1.0] * 10)
+    best = set(sorted(range(10), key=lambda i: -score[i])[:2])
+    assert [row["top"] for row in rows] == [1.0] * 2 + [0.0] * 8
+    assert len({row["probability"] for row in rows}) == 10
+    for row in rows:
+        (i,) = [i for i in range(10) if advantage[i] == row["advantage"]]
+        assert set(row) == {"world", "probability", "score", "loss", "advantage", "top"} and row["world"] == "here"
+        pi = math.exp(logp[i])
+        # numbers below 10, a few roundings each
+        assert row["probability"] == pytest.approx(pi, rel=1e-15)
+        assert row["score"] == pytest.approx(score[i], abs=1e-14)
+        assert row["loss"] == pytest.approx(advantage[i] * (pi * (logp[i] + entropy[i]) - 0.1), abs=1e-14)
+        assert (row["top"] == 1) == (i in best)
+
+
+def test_of_many_tokens_every_nth_is_kept():
+    count = 3 * POINTS + 1
+    batch = tokens(count)
+    rows = point_rows(batch, torch.zeros_like(batch.logp), {}, fraction=0.5)
+    top = [row for row in rows if row["top"]]
+    # half of 3 POINTS tokens, one in three of each half
+    assert len(top) == len(rows) - len(top) == POINTS // 2
+
+
+def test_rows_of_the_top_tokens_say_which_replica_and_how_many_tokens():
+    batch = tokens(7, replicas=3)
+    c = torch.full_like(batch.logp, 0.1)
+    rows = top_rows(batch, c, {"world": "here"})
+    fractions = list(dict.fromkeys(row["fraction"] for row in rows))
+    assert [(row["fraction"], row["replica"]) for row in rows] == [(f, i) for f in fractions for i in range(3)]
+    for row in rows:
+        assert (row["world"], row["tokens"]) == ("here", 6)
+        for name, value in top_tokens(batch, c, row["fraction"]).items():
+            assert row[name] == value[row["replica"]].item()
+
+
+def test_rows_of_parts_are_named():
+    parts = {"state": Parts(*(torch.tensor([i, i + 0.5]) for i in range(len(Parts._fields))))}
+    rows = part_rows(parts, {"world": "here"})
+    first = {"world": "here", "of": "state"} | {name: float(i) for i, name in enumerate(Parts._fields)}
+    second = {"world": "here", "of": "state"} | {name: i + 0.5 for i, name in enumerate(Parts._fields)}
+    assert rows == [first, second]
