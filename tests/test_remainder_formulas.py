@@ -4,6 +4,7 @@ That a bound holds cannot tell a bound from a larger one; these do.
 """
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -27,8 +28,7 @@ class Sizes:
         dtype = logits.dtype
         finite = [(z, d) for z, d in zip(logits.tolist(), change.tolist(), strict=True) if z > -math.inf]
         self.k, self.tiny = len(logits), torch.finfo(dtype).tiny
-        eps = torch.finfo(dtype).eps
-        self.u = eps / 2 * (1 + eps)
+        self.u = remainder.unit_roundoff(dtype)
         self.largest = max(abs(z) for z, _ in finite)
         self.size = max(abs(d) for _, d in finite)
         self.width = max(d for _, d in finite) - min(d for _, d in finite)
@@ -91,28 +91,45 @@ def steps(logits, advantage, step_size):
     return np.where(support, error + 4 * s.tiny * (1 + abs(step_size)) * (1 + centred + of_centred), 0.0)
 
 
+@contextmanager
+def roundoff(u):
+    """Operations as inaccurate as that, so that terms of second order in u show; None for those of the type."""
+    with pytest.MonkeyPatch.context() as patch:
+        if u is not None:
+            patch.setattr(remainder, "unit_roundoff", lambda dtype: u)
+        yield
+
+
 policies = strategies.logits(leading=(), max_actions=12, kinds=("normal", "uniform", "ties"))
 
 
-@given(policies, strategies.generators(), st.sampled_from(list(CLOSE)))
-def test_rounding_bounds_are_the_stated_ones(logits, rng, dtype):
+@given(policies, strategies.generators(), st.sampled_from(list(CLOSE)), st.sampled_from([None, 1e-3]))
+def test_rounding_bounds_are_the_stated_ones(logits, rng, dtype, u):
     logits, change = logits.to(dtype), torch.from_numpy(rng.normal(0, 2, len(logits))).to(dtype)
-    s = Sizes(logits, change)
-    for found, expected in (
-        (remainder.log_prob_rounding(logits), s.log_prob),
-        (remainder.probability_rounding(logits), s.weight),
-        (remainder.entropy_rounding(logits), s.entropy),
-        (remainder.first_order_rounding(logits, change), s.first_order),
-        (remainder.second_order_rounding(logits, change), s.second_order),
-    ):
-        assert found.item() == pytest.approx(expected, rel=CLOSE[dtype], abs=0)
+    with roundoff(u):
+        s = Sizes(logits, change)
+        for found, expected in (
+            (remainder.log_prob_rounding(logits), s.log_prob),
+            (remainder.probability_rounding(logits), s.weight),
+            (remainder.entropy_rounding(logits), s.entropy),
+            (remainder.first_order_rounding(logits, change), s.first_order),
+            (remainder.second_order_rounding(logits, change), s.second_order),
+        ):
+            assert found.item() == pytest.approx(expected, rel=CLOSE[dtype], abs=0)
 
 
-@given(policies, strategies.generators(), st.sampled_from([-3.0, 0.01, 0.5]), st.sampled_from(list(CLOSE)))
-def test_the_rounding_bound_of_a_step_is_the_stated_one(logits, rng, step_size, dtype):
+@given(
+    policies,
+    strategies.generators(),
+    st.sampled_from([-3.0, 0.01, 0.5]),
+    st.sampled_from(list(CLOSE)),
+    st.sampled_from([None, 1e-3]),
+)
+def test_the_rounding_bound_of_a_step_is_the_stated_one(logits, rng, step_size, dtype, u):
     logits, advantage = logits.to(dtype), torch.from_numpy(rng.normal(0, 2, len(logits))).to(dtype)
-    found = remainder.policy_gradient_step_rounding(logits, advantage, step_size)
-    expected = steps(logits, advantage, step_size)
+    with roundoff(u):
+        found = remainder.policy_gradient_step_rounding(logits, advantage, step_size)
+        expected = steps(logits, advantage, step_size)
     # where A - E A cancels, what is left of it is off by the rounding of the mean
     slack = CLOSE[dtype] * expected.max()
     assert np.allclose(np.array(found.tolist()), expected, rtol=CLOSE[dtype], atol=slack)
