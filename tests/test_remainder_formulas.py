@@ -118,6 +118,15 @@ def test_rounding_bounds_are_the_stated_ones(logits, rng, dtype, u):
             assert found.item() == pytest.approx(expected, rel=CLOSE[dtype], abs=0)
 
 
+@given(policies, st.sampled_from(list(CLOSE)), st.sampled_from([0.0, 0.3, 40.0]))
+def test_what_is_lost_to_underflow_is_the_stated_bound(logits, dtype, size):
+    """By itself: beside other errors nothing of it shows."""
+    logits = logits.to(dtype)
+    s = Sizes(logits, torch.zeros_like(logits))
+    found = remainder._underflow(logits, torch.tensor(size, dtype=dtype))
+    assert found.item() / s.tiny == pytest.approx(s.lost(size) / s.tiny, rel=CLOSE[dtype], abs=0)
+
+
 @given(
     policies,
     strategies.generators(),
@@ -143,7 +152,8 @@ def test_rounding_bounds_of_policies_side_by_side_are_those_alone():
         together = function(logits, change)
         for i in range(2):
             for j in range(3):
-                assert together[i, j].item() == pytest.approx(function(logits[i, j], change[i, j]).item(), rel=1e-12)
+                alone = function(logits[i, j], change[i, j]).item()
+                assert together[i, j].item() == pytest.approx(alone, rel=1e-12, abs=0)
     together = remainder.policy_gradient_step_rounding(logits, change, 0.5)
     for i in range(2):
         alone = remainder.policy_gradient_step_rounding(logits[i], change[i], 0.5)
@@ -166,7 +176,7 @@ def test_bounds_of_the_expansions_are_the_stated_multiples(actions):
         (remainder.first_order_effect(error, actions), first),
         (remainder.second_order_effect(error, spread, actions), second),
     ):
-        assert found.tolist() == pytest.approx(expected, rel=1e-14)
+        assert found.tolist() == pytest.approx(expected, rel=1e-14, abs=0)
 
 
 def test_the_unit_roundoff_is_half_an_eps_and_its_square():
