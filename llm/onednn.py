@@ -111,7 +111,6 @@ class _Linear(torch.autograd.Function):
 
 def _logits(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b^T + bias."""
-
     b = b.contiguous()
     return _by_pieces(
         a,

@@ -17,8 +17,8 @@ from entropy_theory import remainder
 from entropy_theory.remainder_tables import covariance_constant
 
 EXP = 8
-CLOSE = {torch.float64: 1e-11, torch.float32: 1e-4}
-"""Relative error of a few dozen operations on the numbers of a bound, by type."""
+CLOSE = {torch.float64: 200 * 2.0**-52, torch.float32: 200 * 2.0**-23}
+"""Relative error of at most 200 operations, on positive numbers that are added and multiplied, by type."""
 
 
 class Sizes:
