@@ -27,6 +27,7 @@ CORE_LAYERS = (
         "statistics",
         "names",
         "top_k",
+        "compiled",
     },
     {"reduce", "records", "remainder", "certify_constants", "lyapunov", "sweeps"},
     {"surrogate", "aggregation"},

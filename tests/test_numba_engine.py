@@ -25,8 +25,9 @@ from sims.ppo import PolicyTerm, Transitions, ValueTerm
 
 numba = pytest.importorskip("numba")
 
+from entropy_theory.compiled import elementary, tile  # noqa: E402
 from sims import numba_engine  # noqa: E402
-from sims.numba_engine import draws, elementary, steppers, tile  # noqa: E402
+from sims.numba_engine import draws, product, steppers  # noqa: E402
 
 FLOAT = {torch.float32: np.float32, torch.float64: np.float64}
 FAST = dataclasses.replace(SMALL, engine="numba")
@@ -73,6 +74,33 @@ def test_tanh_is_accurate_at_every_size(dtype, bits):
     assert np.signbit(out[1])
 
 
+@numba.njit(**elementary.FLAGS)
+def exp_of(x, y):
+    for i in range(x.size):
+        y[i] = elementary.exp(x[i])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp_is_accurate_at_every_size(dtype):
+    """Relative error at most 3 units of roundoff u.
+
+    exp(r) - 1 has 2.6 u of its own size (see tanh), at most 0.41 of exp(r) (r = ln 2 / 2: 0.41 / 1.41 = 0.29; r =
+    -ln 2 / 2: 0.29 / 0.71 = 0.41), so 1.1 u; the product adds 0.41 u and the sum u.
+    """
+    info = np.finfo(dtype)
+    low, high = np.log(float(info.smallest_normal)), float(np.log(info.max))
+    x = np.concatenate([np.linspace(low, high, 2_000_003), np.linspace(-3, 3, 1_000_003)]).astype(dtype)
+    exp_of(x, y := np.empty_like(x))
+    exact = np.exp(x.astype(np.longdouble))
+    finite = np.isfinite(y) & (y > 0)
+    assert (abs(y - exact) <= 3 * unit(dtype) * exact)[finite].all()
+    assert (x[~finite & (x > 0)] > high - 0.5).all()  # it may overflow half a unit of x early
+    assert (exact[~finite & (x < 0)] <= 1.001 * float(info.smallest_normal)).all()
+    odd = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, -1e30, 1e30], dtype)
+    exp_of(odd, out := np.empty_like(odd))
+    np.testing.assert_array_equal(out, np.array([1, 1, np.inf, 0, np.nan, 0, np.inf], dtype))
+
+
 @given(dtypes, st.integers(1, 11), st.integers(1, 40), st.integers(1, 9), st.booleans(), generators())
 def test_products_are_sums_in_order(dtype, rows, depth, vectors, turned, rng):
     """Each element of C + A B is a chain of depth + 1 roundings; rows do not depend on each other."""
@@ -81,11 +109,11 @@ def test_products_are_sums_in_order(dtype, rows, depth, vectors, turned, rng):
     a, b, c = (rng.normal(size=shape).astype(number) for shape in ((rows, depth), (depth, columns), (rows, columns)))
     out = c.copy()
     laid_out = np.ascontiguousarray(a.T) if turned else a
-    (tile.add_transposed_product if turned else tile.add_product)(laid_out, b, out)
+    (product.add_transposed_product if turned else product.add_product)(laid_out, b, out)
     exact = c + a.astype(np.longdouble) @ b.astype(np.longdouble)
     size = abs(c) + abs(a).astype(np.longdouble) @ abs(b)
     assert (abs(out - exact) <= (depth + 1) * unit(dtype) * size).all()
-    tile.add_product(a[rows - 1 :], b, alone := c[rows - 1 :].copy())
+    product.add_product(a[rows - 1 :], b, alone := c[rows - 1 :].copy())
     assert (alone == out[rows - 1 :]).all()
 
 

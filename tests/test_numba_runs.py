@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from cartpole_runs import SMALL, same, train, trained
 
+from entropy_theory.compiled import announce, forget_outdated
 from sims import cartpole, cartpole_blocks, cartpole_config, engine
 
 pytest.importorskip("numba")
 
-from sims import numba_engine
 
 FAST = dataclasses.replace(SMALL, engine="numba")
 
@@ -136,7 +136,7 @@ def test_numba_is_loaded_only_when_chosen():
     assert done.stdout.strip() == "False"
 
 
-def test_kept_code_older_than_the_source_is_forgotten(tmp_path, monkeypatch):
+def test_kept_code_older_than_the_source_is_forgotten(tmp_path):
     def kernel():
         pass
 
@@ -146,6 +146,17 @@ def test_kept_code_older_than_the_source_is_forgotten(tmp_path, monkeypatch):
         index.touch()
     os.utime(old, (1, 1))
     os.utime(new, (2**32, 2**32))
-    monkeypatch.setattr(numba_engine, "KERNELS", (kernel,))
-    numba_engine._forget_outdated()
+    forget_outdated((kernel,), tmp_path)
     assert not old.exists() and new.exists()
+
+
+def test_that_code_is_compiled_is_said_once(tmp_path, capsys):
+    def kernel():
+        pass
+
+    kernel.stats = SimpleNamespace(cache_path=str(tmp_path))
+    announce((kernel,), "the engine")
+    assert "compiling the engine, once on this machine" in capsys.readouterr().err
+    (tmp_path / "file.kernel-1.nbi").touch()
+    announce((kernel,), "the engine")
+    assert capsys.readouterr().err == ""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from entropy_theory.compiled import forget_outdated
+from entropy_theory.compiled.tile import padded
 from entropy_theory.records import Batch, Objective
 from sims import engine as generic
 from sims.cartpole_env import Environments, Rollout
@@ -19,7 +21,6 @@ from sims.engine import Engine, Head, Outputs
 from sims.networks import Networks
 from sims.numba_engine import adam, head, passes
 from sims.numba_engine.collect import COLLECT, Copies, Records
-from sims.numba_engine.tile import padded
 from sims.ppo import PolicyTerm, Transitions, ValueTerm
 
 KERNELS = (
@@ -35,16 +36,7 @@ KERNELS = (
 """Compiled functions that are kept on disk."""
 
 
-def _forget_outdated() -> None:
-    """Delete kept code older than any file here: Numba itself looks only at the file of the function it kept."""
-    newest = max(file.stat().st_mtime for file in Path(__file__).parent.glob("*.py"))
-    for kernel in KERNELS:
-        for index in Path(kernel.stats.cache_path).glob(f"*.{kernel.__name__}-*.nbi"):
-            if index.stat().st_mtime < newest:
-                index.unlink(missing_ok=True)
-
-
-_forget_outdated()
+forget_outdated(KERNELS, Path(__file__).parent)
 
 
 def _array(tensor: Tensor, dtype: np.dtype | None = None) -> np.ndarray:

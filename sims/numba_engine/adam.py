@@ -4,7 +4,7 @@ import math
 
 from numba import njit
 
-from sims.numba_engine.elementary import FLAGS
+from entropy_theory.compiled.elementary import FLAGS
 
 _SUMS = FLAGS | {"fastmath": {"contract", "reassoc"}}
 """The norm's sum may be taken lane by lane."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from entropy_theory.compiled.elementary import EXACT, FLAGS
 from sims.numba_engine import steppers
-from sims.numba_engine.elementary import EXACT, FLAGS
 from sims.numba_engine.passes import prepared, run_network
 
 

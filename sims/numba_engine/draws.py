@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from sims.numba_engine.elementary import EXACT
+from entropy_theory.compiled.elementary import EXACT
 
 _GAMMA, _MIX_1, _MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _30, _27, _31, _11 = (np.uint64(x) for x in (30, 27, 31, 11))

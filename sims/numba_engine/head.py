@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numba import njit
 
-from sims.numba_engine.elementary import FLAGS
+from entropy_theory.compiled.elementary import FLAGS
 
 SLOPES = {"abs": (1, 0, 0, 0), "k1": (0, 1, 0, 0), "k2": (0, 0, 1, 0), "k3": (0, 1, 0, -1)}
 """Derivatives of `loss.DIVERGENCES` as multiples of sign(x), 1, x and exp(-x)."""

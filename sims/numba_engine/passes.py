@@ -7,8 +7,8 @@ Arrays are C-ordered; the hidden layers' rows are padded with zeros to whole vec
 import numpy as np
 from numba import njit
 
-from sims.numba_engine.elementary import FLAGS, tanh
-from sims.numba_engine.tile import add_product, add_transposed_product
+from entropy_theory.compiled.elementary import FLAGS, tanh
+from sims.numba_engine.product import add_product, add_transposed_product
 
 _SUMS = FLAGS | {"fastmath": {"contract", "reassoc"}}
 """Sums over one row of the last hidden layer may be taken lane by lane."""

@@ -9,8 +9,8 @@ import math
 import numpy as np
 from numba import njit
 
+from entropy_theory.compiled.elementary import EXACT
 from sims.numba_engine.draws import uniform
-from sims.numba_engine.elementary import EXACT
 
 # --- CartPole-v1 (gymnasium.envs.classic_control.cartpole, Euler integration) ---------------------------------------
 

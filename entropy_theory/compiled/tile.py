@@ -1,6 +1,6 @@
-"""The one matrix product of the engine, C += A B, whose inner tile stays in vector registers.
+"""The inner tile of a matrix product C += A B, whose sums stay in vector registers.
 
-Numba's own loops keep C in memory and reach half the speed; a BLAS call on matrices this small, about a third. So the
+Numba's own loops keep C in memory and reach half the speed; a BLAS call on small matrices, about a third. So the
 tile is written in LLVM's vector instructions, and everything around it is ordinary Numba.
 
 Every element of C is one sum in the order of the inner index, each term one fused multiply-add: the result does not
@@ -8,22 +8,18 @@ depend on the tile, the vector width or the number of rows.
 """
 
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 VECTOR_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
-ROWS = 4
-"""Rows of a tile."""
-VECTORS = 4 if VECTOR_BYTES == 64 else 2
-"""Vectors of a tile: ROWS * VECTORS sums, VECTORS loads and one broadcast fit 32 (or 16) registers."""
 
 _SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT = ir.IntType(64)
 
 
 def lanes(itemsize: int) -> int:
-    """Numbers in a vector; rows of all matrices are padded with zeros to a multiple of it."""
+    """Numbers in a vector; columns of B and C come in multiples of it."""
     return VECTOR_BYTES // itemsize
 
 
@@ -56,7 +52,7 @@ class _Tile:
     def at(self, pointer, index, *factors):
         """pointer + index * product of factors."""
         for factor in factors:
-            index = self.builder.mul(index, factor if isinstance(factor, ir.Value) else _INT(factor))
+            index = self.builder.mul(index, factor)
         return self.builder.gep(pointer, [index])
 
     def broadcast(self, number):
@@ -94,66 +90,30 @@ class _Tile:
         self.each(lambda r, v: builder.store(longer[r][v], self.as_vector(places[r][v]), align=self.align))
 
 
-def _tile(rows: int, vectors: int):
-    """Compiled tile function (a, a_first, a_row, a_depth, b, c, row, column): arrays are 2-D, in C order."""
+def make_tile(rows: int, vectors: int):
+    """Compiled (a, a_first, a_row, a_depth, b, b_first, b_depth, c, c_first, c_row, depth): C += A B for one tile.
+
+    Element (row r, term k) of A is number a_first + r a_row + k a_depth of the array a; of B, term k begins at
+    b_first + k b_depth; of C, row r at c_first + r c_row. Arrays are in C order, of any shape and one dtype; nothing
+    is checked. depth > 0.
+    """
 
     @intrinsic
-    def tile(context, a, a_first, a_row, a_depth, b, c, row, column):
+    def tile(context, a, a_first, a_row, a_depth, b, b_first, b_depth, c, c_first, c_row, depth):
         index = types.int64
-        signature = types.void(a, index, index, index, b, c, index, index)
+        signature = types.void(a, index, index, index, b, index, index, c, index, index, index)
 
         def generate(context, builder, signature, args):
-            a, a_first, a_row, a_depth, b, c, row, column = args
+            a, a_first, a_row, a_depth, b, b_first, b_depth, c, c_first, c_row, depth = args
             kinds = signature.args
             a, b, c = (
-                context.make_array(kind)(context, builder, array)
-                for kind, array in ((kinds[0], a), (kinds[4], b), (kinds[5], c))
+                builder.gep(context.make_array(kind)(context, builder, array).data, [first])
+                for kind, array, first in ((kinds[0], a, a_first), (kinds[4], b, b_first), (kinds[7], c, c_first))
             )
-            b_shape, c_shape = (cgutils.unpack_tuple(builder, array.shape) for array in (b, c))
             code = _Tile(builder, kinds[0].dtype, rows, vectors)
-            place = code.at(code.at(c.data, row, c_shape[1]), column)
-            first = builder.gep(a.data, [a_first])
-            code.add(first, a_row, a_depth, code.at(b.data, column), b_shape[1], place, c_shape[1], b_shape[0])
+            code.add(a, a_row, a_depth, b, b_depth, c, c_row, depth)
             return context.get_dummy_value()
 
         return signature, generate
 
     return tile
-
-
-_whole, _narrow = _tile(ROWS, VECTORS), _tile(ROWS, 1)
-_row, _row_narrow = _tile(1, VECTORS), _tile(1, 1)
-
-
-@njit(nogil=True)
-def _add(a, a_row, a_depth, b, c):
-    rows, columns = c.shape
-    lane = VECTOR_BYTES // c.itemsize
-    wide = columns // (VECTORS * lane) * VECTORS * lane
-    whole = rows // ROWS * ROWS
-    for row in range(0, whole, ROWS):
-        for column in range(0, wide, VECTORS * lane):
-            _whole(a, row * a_row, a_row, a_depth, b, c, row, column)
-        for column in range(wide, columns, lane):
-            _narrow(a, row * a_row, a_row, a_depth, b, c, row, column)
-    for row in range(whole, rows):
-        for column in range(0, wide, VECTORS * lane):
-            _row(a, row * a_row, a_row, a_depth, b, c, row, column)
-        for column in range(wide, columns, lane):
-            _row_narrow(a, row * a_row, a_row, a_depth, b, c, row, column)
-
-
-@njit(nogil=True)
-def add_product(a, b, c):
-    """C += A B, in place, with 2-D arrays in C order.
-
-    Args:
-      a: [rows, at least depth]; b: [depth > 0, columns]; c: [rows, columns], columns a multiple of `lanes`.
-    """
-    _add(a, a.shape[1], 1, b, c)
-
-
-@njit(nogil=True)
-def add_transposed_product(a, b, c):
-    """C += A^T B as `add_product`, with a: [depth, at least rows]."""
-    _add(a, 1, a.shape[1], b, c)
