@@ -152,15 +152,16 @@ def train_ours(folder: Path, steps: int, threads: int) -> dict:
     from entropy_theory.runs import Run
     from llm import grpo, rollouts
     from llm.config import TrainConfig
-    from llm.models import LanguageModel
+    from llm.models import LanguageModel, set_engine
     from llm.onednn import equip
     from llm.samplers.cached import CachedSampler
     from llm.task import Prompt, Task, no_failures
     from llm.tasks import TASKS, Scores
 
-    def load(source, dtype="float32", device="cpu"):
+    def load(source, dtype="float32", device="cpu", engine="auto"):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)).to(device).eval()
         equip(model)
+        set_engine(model, engine)
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
         return LanguageModel(model, tokenizer, 0, (tokenizer.eos_token_id,))
 

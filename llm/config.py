@@ -179,6 +179,9 @@ class TrainConfig:
     """Multiply matrices in bfloat16 while the weights and the token statistics stay as `dtype` says."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    engine: Literal["auto", "torch", "numba"] = "auto"
+    """What computes the blocks of a float32 model on a CPU: torch, numba (faster for small models; extra fast), or
+    auto, numba where it is installed and knows the model."""
     probe_every: int = 25
     """Optimizer steps from one measurement of predicted and measured entropy change to the next; 0 for none. A number
     without a common divisor with updates_per_rollout measures first and later updates alike."""
@@ -232,6 +235,7 @@ class TrainConfig:
         require_choice(self, "overlong_prompts", ("drop", "refuse"))
         require_choice(self, "sampler", SAMPLERS)
         require_choice(self, "token_kernel", ("tiles", "triton"))
+        require_choice(self, "engine", ("auto", "torch", "numba"))
         self._check_words()
         if self.model == "tiny":  # the words of a task are known to its own model only
             object.__setattr__(self, "model", MODELS.get(self.task, "tiny"))

@@ -9,8 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from entropy_theory import controls
 from entropy_theory.runs import Run, plain, read_metrics, write_atomic
 from entropy_theory.statistics import BAND_RESAMPLES, bootstrap_interval
@@ -18,6 +16,8 @@ from llm.at_k import RIGHT
 from llm.checkpoints import Checkpoints
 from llm.config import TrainConfig
 from llm.evaluate import Answered, answer_all, answers, columns
+from llm.forward import activation
+from llm.memory import use_threads
 from llm.models import load_model, memory_errors, resolve_device
 from llm.prompts import fitting
 from llm.tasks import get_task
@@ -64,9 +64,9 @@ def run_eval(config: TrainConfig, run: Run, seed: int, progress: Progress) -> di
     Returns: what eval.json holds.
     Raises: ValueError for a model or task that cannot be used, one without held-out prompts, or too little memory.
     """
-    torch.set_num_threads(config.threads)
     control = controls.build(config.control, config.set)
-    lm = load_model(config.model, config.dtype, resolve_device(config.device))
+    lm = load_model(config.model, config.dtype, resolve_device(config.device), config.engine)
+    use_threads(lm, config.threads)
     lower = "lower --batch-rows, --max-new-tokens or --token-chunk"
     with closing(get_task(config, training=False)) as task, memory_errors(lower):
         task, _ = fitting(lm, task, config)
@@ -77,7 +77,7 @@ def run_eval(config: TrainConfig, run: Run, seed: int, progress: Progress) -> di
         first = state["step"]
         with open(run.folder / "responses.jsonl", "a+b") as file:
             file.truncate(state["bytes"])
-            answered = answer_all(lm, task, config, prompts, seed, control.activate, first=first)
+            answered = answer_all(lm, task, config, prompts, seed, activation(control), first=first)
             for i, one in enumerate(answered, start=first):
                 file.write("".join(json.dumps(row) + "\n" for row in response_rows(i, one)).encode())
                 file.flush()

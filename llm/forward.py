@@ -20,6 +20,11 @@ def identity(logits: Tensor) -> Tensor:
     return logits
 
 
+def activation(control: Control) -> Activation:
+    """What a control makes of the logits; `identity` for one that leaves them alone."""
+    return control.activate if Need.ACTIVATION in control.needs else identity
+
+
 class Reading(NamedTuple):
     """What is to be read of the logits at each token.
 

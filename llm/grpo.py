@@ -28,9 +28,9 @@ from llm import measure, prime
 from llm.checkpoints import CheckpointStore
 from llm.config import TrainConfig
 from llm.evaluate import evaluate
-from llm.forward import Reading
+from llm.forward import Reading, activation
 from llm.lora import add_lora
-from llm.memory import autocast_decoder, checkpoint_blocks, choose_token_kernel, keep_freed_memory
+from llm.memory import autocast_decoder, checkpoint_blocks, choose_token_kernel, keep_freed_memory, use_threads
 from llm.models import LanguageModel, load_model, resolve_device, training_memory
 from llm.optimizer import learning_rate, make_optimizer
 from llm.policy import engine
@@ -207,7 +207,7 @@ def _train(config: TrainConfig, seed: int, run: Run, parts: Parts, progress: Pro
             **theorem_predictions(batch, collision),
             **({} if entropy_after is None else minibatch_change(batch, entropy_after)),
             **probe.change(reader, step, before),
-            **(evaluate(reader, task, config, seed, control.activate, sampler, ranks) if evaluated else {}),
+            **(evaluate(reader, task, config, seed, activation(control), sampler, ranks) if evaluated else {}),
         }
 
         # ---- advance
@@ -254,6 +254,7 @@ def set_up(config: TrainConfig, seed: int, task: Task, ranks: Ranks = ALONE) -> 
     """The parts of a run before its first step. Raises: ValueError for what cannot be used."""
     device = ranks.device or resolve_device(config.device)
     lm = load_trained(config, seed, device)
+    use_threads(lm, config.threads)
     reader = load_trained(config, seed, device) if ranks.sharded else lm
     task, _ = fitting(lm, task, config)
     control = build_control(config, lm.model.config.vocab_size)
@@ -267,7 +268,7 @@ def set_up(config: TrainConfig, seed: int, task: Task, ranks: Ranks = ALONE) -> 
         reference=reference,
         rewards=load_reward_model(config, reference, device),
         sampler=make_sampler(config.sampler, reader),
-        probe=Probe(reader, task, config, seed, control.activate),
+        probe=Probe(reader, task, config, seed, activation(control)),
     )
 
 
@@ -279,7 +280,7 @@ def load_trained(config: TrainConfig, seed: int, device: torch.device) -> Langua
 
 def load_policy(config: TrainConfig, device: torch.device) -> LanguageModel:
     """The model as it was before training, set up as the config asks."""
-    lm = load_model(config.model, config.dtype, device)
+    lm = load_model(config.model, config.dtype, device, config.engine)
     if config.gradient_checkpointing:
         checkpoint_blocks(lm)
     if config.autocast:

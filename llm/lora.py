@@ -31,14 +31,14 @@ def add_lora(lm: LanguageModel, rank: int, alpha: float, seed: int = 0) -> Langu
     return lm
 
 
-def load_adapted(path: Path, dtype: str, device: str | torch.device) -> LanguageModel:
+def load_adapted(path: Path, dtype: str, device: str | torch.device, engine: str = "auto") -> LanguageModel:
     """The base that a directory of adapters names, with the adapters added to its weights.
 
     Raises: ValueError if peft is not installed, or the directory or its base cannot be read.
     """
     peft = _peft()
     base = _base(path)
-    lm = load_model(base, dtype, device)
+    lm = load_model(base, dtype, device, engine)
     try:
         with no_progress_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks for what transformers gave another name

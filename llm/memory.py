@@ -27,6 +27,15 @@ def keep_freed_memory() -> None:
         library.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
+def use_threads(lm: LanguageModel, count: int) -> None:
+    """Let torch, and compiled blocks where the model has them, use so many threads from now on."""
+    torch.set_num_threads(count)
+    if getattr(lm.model.get_decoder(), "compiled", False):
+        from llm.compiled.crew import share_threads
+
+        share_threads(count, sum(parameter.numel() for parameter in lm.model.parameters()))
+
+
 def checkpoint_blocks(lm: LanguageModel) -> None:
     """Keep only the input of each block for the backward pass, which runs the block again.
 

@@ -5,6 +5,7 @@ Nothing that is read is executed: safetensors only, no pickle, no code from a mo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from contextlib import contextmanager
 from importlib import resources
@@ -91,7 +92,9 @@ def training_memory(rows: int):
     return memory_errors(f"{lower}, or use --gradient-checkpointing; the last saved step is intact")
 
 
-def load_model(source: str | Path, dtype: str = "float32", device: str | torch.device = "cpu") -> LanguageModel:
+def load_model(
+    source: str | Path, dtype: str = "float32", device: str | torch.device = "cpu", engine: str = "auto"
+) -> LanguageModel:
     """Model and tokenizer of `source`, in training precision `dtype`, without dropout.
 
     Args:
@@ -99,7 +102,8 @@ def load_model(source: str | Path, dtype: str = "float32", device: str | torch.d
         directory of LoRA adapters is its base with the adapters added to the weights.
       dtype: float32, float64 or bfloat16.
       device: where the weights go.
-    Raises: ValueError that names what is wrong with `source` and what to do about it.
+      engine: what computes the blocks: see `set_engine`.
+    Raises: ValueError that names what is wrong with `source` or the others and what to do about it.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -107,7 +111,7 @@ def load_model(source: str | Path, dtype: str = "float32", device: str | torch.d
     if (path / "adapter_config.json").is_file():
         from llm.lora import load_adapted
 
-        return load_adapted(path, dtype, device)
+        return load_adapted(path, dtype, device, engine)
     if path.exists():
         _check_directory(path)
     elif path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
@@ -144,7 +148,39 @@ def load_model(source: str | Path, dtype: str = "float32", device: str | torch.d
         model = model.to(device).eval()
     if model.device.type == "cpu":
         equip(model)
+    set_engine(model, engine)
     return _language_model(model, tokenizer)
+
+
+ENGINES = ("auto", "torch", "numba")
+"""What computes the blocks of a model."""
+
+
+def set_engine(model: PreTrainedModel, engine: str) -> None:
+    """Let the blocks be computed by transformers ("torch"), by compiled code ("numba"), or by compiled code where it
+    is installed and knows the model ("auto").
+
+    Raises: ValueError if compiled code is asked for and does not know the model, or is not installed.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    installed = importlib.util.find_spec("numba") is not None
+    if engine == "numba" and not installed:
+        raise ValueError(
+            "engine 'numba' needs the package numba: pip install 'entropy-theory[fast]', or choose engine 'torch'"
+        )
+    if engine == "torch" or not installed:
+        return
+    done = False
+    if model.device.type == "cpu" and model.dtype == torch.float32:  # else Numba need not be loaded
+        from llm.compiled.training import equip as compile_blocks
+
+        done = compile_blocks(model.get_decoder())
+    if engine == "numba" and not done:
+        raise ValueError(
+            "engine 'numba' knows float32 models on a CPU whose widths are multiples of 16, without sliding windows; "
+            "choose engine 'torch' or 'auto'"
+        )
 
 
 def _check_directory(path: Path) -> None:

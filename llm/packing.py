@@ -27,6 +27,7 @@ class Layout(NamedTuple):
     Attention sees them padded: first `prompts` times `width` tokens of prompts, then `rows` times `steps` of responses.
 
     place: [tokens] int64, where each token stands among the padded ones
+    starts: [prompts + rows + 1] int64, where each prompt and then each response begins among the packed ones
     group: [rows] int64, the prompt of each response
     seen:  bool [rows, 1, steps, width + steps], which tokens of its prompt and of its own a token attends to
     """
@@ -36,6 +37,7 @@ class Layout(NamedTuple):
     rows: int
     steps: int
     place: Tensor
+    starts: Tensor
     group: Tensor
     seen: Tensor
 
@@ -98,7 +100,9 @@ def pack(responses: Responses) -> Packed:
 
     row, t = mask.nonzero(as_tuple=True)
     before = torch.where(t == 0, group[row] * width + length[row] - 1, prompts * width + row * steps + t - 1)
-    layout = Layout(prompts, width, rows, steps, place, group, seen)
+    lengths = torch.cat([length[new], read.sum(-1)])
+    starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    layout = Layout(prompts, width, rows, steps, place, starts, group, seen)
     tokens, positions = (x[place].unsqueeze(0) for x in (tokens, positions))
     return Packed(tokens, positions, torch.searchsorted(place, before), layout)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from entropy_theory.control import Control, Need
 from llm.config import TrainConfig
-from llm.forward import Reading, forward
+from llm.forward import Reading, activation, forward
 from llm.models import LanguageModel
 from llm.prompts import encode_prompts
 from llm.ranks import ALONE, Ranks
@@ -150,7 +150,7 @@ def answer(
     prompts, uniforms = ranks.own(prompts), ranks.own(numbers).view(-1, steps)
     encoded = encode_prompts(lm, task, config, prompts)
     try:
-        responses = sampler.sample(encoded, config.group_size, steps, temperature, uniforms, control.activate)
+        responses = sampler.sample(encoded, config.group_size, steps, temperature, uniforms, activation(control))
     except FloatingPointError as error:
         raise ValueError(not_finite(str(error), step)) from None
     texts = lm.tokenizer.batch_decode(responses.tokens, skip_special_tokens=True)

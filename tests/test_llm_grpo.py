@@ -158,7 +158,7 @@ def test_weight_decay_takes_its_share_of_every_weight():
 def test_without_decay_the_optimizer_is_adam_bit_for_bit():
     lm, other = load_model("tiny"), load_model("tiny")
     ours = make_optimizer(lm, SMALL)
-    adam = torch.optim.Adam(other.model.parameters(), lr=SMALL.lr)
+    adam = torch.optim.Adam(other.model.parameters(), lr=SMALL.lr, fused=True)
     rng = torch.Generator().manual_seed(0)
     for _ in range(3):
         for one, two in zip(lm.model.parameters(), other.model.parameters(), strict=True):

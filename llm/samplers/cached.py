@@ -10,10 +10,18 @@ from torch import Tensor
 from llm.forward import Activation, identity
 from llm.models import LanguageModel
 from llm.responses import Responses
-from llm.samplers.choice import choose
-from llm.samplers.decoder import Cache, Decoder, Weights, read_weights
+from llm.samplers.decoder import Decoder, Weights
 from llm.samplers.draft import Draft
-from llm.token_stats import policy_logits
+
+
+def make_decoder(lm: LanguageModel) -> Decoder:
+    """The compiled decoder of a model whose blocks are compiled, torch's of any other. Errors as `Decoder`."""
+    decoder = lm.model.get_decoder()
+    if getattr(decoder, "compiled", False) and getattr(decoder, "product_dtype", None) is None:
+        from llm.compiled.sampling import CompiledDecoder
+
+        return CompiledDecoder(lm)
+    return Decoder(lm)
 
 
 class CachedSampler:
@@ -27,13 +35,13 @@ class CachedSampler:
     def __init__(self, lm: LanguageModel):
         """Raises: ValueError for a model with sliding windows or rotary embeddings that the decoder does not know."""
         self.lm = lm
-        self.decoder = Decoder(lm)
+        self.decoder = make_decoder(lm)
         self._weights: Weights | None = None
         self._versions: list[int] = []
 
     def sync(self) -> None:
         """Read the weights of the model again."""
-        self._weights, self._versions = read_weights(self.lm), self._now()
+        self._weights, self._versions = self.decoder.weights(), self._now()
 
     def _now(self) -> list[int]:
         """How often each parameter has been written to."""
@@ -56,47 +64,10 @@ class CachedSampler:
         draft = Draft(self.lm, prompts, group_size, max_new_tokens)
         width = draft.prompt.shape[1]
         cos, sin = decoder.angles(weights, width + max_new_tokens)
-        cache, raw = self._read_prompts(draft, (cos, sin), max_new_tokens, group_size)
+        cache, hidden = decoder.read_prompts(weights, draft.prompt, draft.length, group_size, (cos, sin))
 
-        length = draft.length.repeat_interleave(group_size)
-        unseen = torch.arange(width + max_new_tokens, device=length.device) >= length.unsqueeze(-1)
-        unseen[:, width:] = False
-        padded = bool((draft.length < width).any())
-        mask = torch.zeros(unseen.shape, dtype=raw.dtype, device=raw.device).masked_fill(unseen, -torch.inf)
-        mask = mask.repeat_interleave(decoder.key_heads, 0).unsqueeze(1)
-        for t in range(max_new_tokens):
-            token, logp = choose(policy_logits(raw, temperature, activate), uniforms[draft.alive, t])
-            keep = draft.write(t, token, logp)
-            if draft.done:
-                break
-            if keep is not None:
-                cache, length, token = cache.rows(keep), length[keep], token[keep]
-                mask = mask.unflatten(0, (-1, decoder.key_heads))[keep].flatten(0, 1)
-            angles = cos[length + t], sin[length + t]
-            seen = mask[..., : width + t + 1] if padded else None
-            hidden = decoder.read(weights, token.unsqueeze(-1), angles, cache, width + t, seen)
-            raw = decoder.logits(weights, hidden)
+        decoder.write(weights, draft, (cos, sin), cache, hidden, temperature, uniforms, activate)
         return draft.responses()
-
-    def _read_prompts(
-        self, draft: Draft, angles: tuple[Tensor, Tensor], room: int, group_size: int
-    ) -> tuple[Cache, Tensor]:
-        """Cache of every row with its prompt read, and the raw logits after it, [rows, vocabulary].
-
-        Prompts stand at the left edge here: then every token sees itself at least, and no hidden state is NaN.
-        """
-        weights, decoder = self._weights, self.decoder
-        count, width = draft.prompt.shape
-        index = torch.arange(width, device=draft.length.device) + (width - draft.length).unsqueeze(-1)
-        tokens = draft.prompt.gather(-1, index.clamp(max=width - 1))
-        cache = decoder.empty_cache(weights, count, width)
-        at = tuple(a[:width].repeat(count, 1, 1) for a in angles)
-        hidden = decoder.read(weights, tokens, at, cache, 0).unflatten(0, tokens.shape)
-        last = hidden[torch.arange(count, device=tokens.device), draft.length - 1]
-        whole = decoder.empty_cache(weights, count * group_size, width + room)
-        for few, many in zip((*cache.keys, *cache.values), (*whole.keys, *whole.values), strict=True):
-            many[:, :, :width] = few.repeat_interleave(group_size, 0)
-        return whole, decoder.logits(weights, last).repeat_interleave(group_size, 0)
 
 
 def sample(

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
+from llm.forward import Activation
 from llm.models import LanguageModel
 from llm.onednn import linear
 from llm.products import LOW, head_product
+from llm.samplers.choice import choose
+from llm.samplers.draft import Draft
+from llm.token_stats import policy_logits
 
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angle at a position does not depend on the length of the text."""
@@ -140,6 +144,7 @@ class Decoder:
     def __init__(self, lm: LanguageModel):
         """Raises: ValueError as `require_supported` does."""
         require_supported(lm)
+        self.lm = lm
         decoder, config = lm.model.get_decoder(), lm.model.config
         attention = decoder.layers[0].self_attn
         self.eps: float = config.rms_norm_eps
@@ -157,6 +162,10 @@ class Decoder:
         shape = (len(weights.layers), rows, self.key_heads, width, self.head_width)
         return Cache(list(like.new_empty(shape)), list(like.new_empty(shape)))
 
+    def weights(self) -> Weights:
+        """The model's weights as they are now."""
+        return read_weights(self.lm)
+
     def angles(self, weights: Weights, width: int) -> tuple[Tensor, Tensor]:
         """cos and sin of the rotary embedding at positions 0 .. width - 1, [width, 1, head width] each.
 
@@ -167,23 +176,85 @@ class Decoder:
         first, second = sin[0].unsqueeze(-2).chunk(2, -1)
         return cos[0].unsqueeze(-2), torch.cat((-first, second), -1)
 
+    def read_prompts(
+        self, weights: Weights, prompt: Tensor, length: Tensor, group_size: int, angles: tuple[Tensor, Tensor]
+    ) -> tuple[Cache, Tensor]:
+        """Cache of every row with its prompt read, and the last hidden states after it, [rows, d].
+
+        Args:
+          prompt: [prompts, longest], padded on the left, as they stand in the cache; length: [prompts].
+          angles: as the method `angles` has them, of as many positions as the cache has columns.
+        """
+        count, width = prompt.shape
+        # read from the left edge on: then every token sees itself at least, and no hidden state is NaN
+        shift = (width - length).unsqueeze(-1)
+        column = torch.arange(width, device=length.device)
+        tokens = prompt.gather(-1, (column + shift).clamp(max=width - 1))
+        few = self.empty_cache(weights, count, width)
+        at = tuple(a[:width].repeat(count, 1, 1) for a in angles)
+        hidden = self.read(weights, tokens, at, few).unflatten(0, tokens.shape)
+        row = torch.arange(count, device=length.device)
+        back = (column - shift).clamp(min=0)
+        whole = self.empty_cache(weights, count * group_size, len(angles[0]))
+        for one, many in zip((*few.keys, *few.values), (*whole.keys, *whole.values), strict=True):
+            right = one.transpose(1, 2)[row.unsqueeze(-1), back].transpose(1, 2)
+            many[:, :, :width] = right.repeat_interleave(group_size, 0)
+        return whole, hidden[row, length - 1].repeat_interleave(group_size, 0)
+
+    def write(
+        self,
+        weights: Weights,
+        draft: Draft,
+        angles: tuple[Tensor, Tensor],
+        cache: Cache,
+        hidden: Tensor,
+        temperature: float,
+        uniforms: Tensor,
+        activate: Activation,
+    ) -> None:
+        """Write a draft's responses, after prompts as `read_prompts` has read them.
+
+        Args: temperature, uniforms, activate: see `Sampler.sample`.
+        """
+        cos, sin = angles
+        width = draft.prompt.shape[1]
+        length = draft.length.repeat_interleave(draft.group_size)
+        first = width - length if bool((draft.length < width).any()) else None
+        for t in range(draft.tokens.shape[1]):
+            token, logp = self.choose(weights, hidden, temperature, activate, uniforms[draft.alive, t])
+            keep = draft.write(t, token, logp)
+            if draft.done:
+                break
+            if keep is not None:
+                cache, length, token = cache.rows(keep), length[keep], token[keep]
+                first = None if first is None else first[keep]
+            at = cos[length + t], sin[length + t]
+            hidden = self.read(weights, token.unsqueeze(-1), at, cache, width + t, first)
+
     def read(
         self,
         weights: Weights,
         tokens: Tensor,
         angles: tuple[Tensor, Tensor],
         cache: Cache,
-        start: int,
-        mask: Tensor | None = None,
+        start: int = 0,
+        first: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states of tokens [rows, n], which go into the cache from column `start` on.
 
+        With n = 1 a token sees the columns up to its own; with n > 1 those of `tokens` up to it, and nothing is in the
+        cache before them.
+
         Args:
           angles: cos and sin at the tokens' positions, [rows n, 1, head width].
-          mask: with n = 1 of the columns up to this one, [rows key heads, 1, start + 1], 0 or -inf, or None for all
-            of them. With n > 1 every token sees those of `tokens` before it, and nothing is in the cache before them.
+          first: with n = 1 the first column that each row sees, [rows] int64; None for 0.
         Returns: [rows n, width].
         """
+        mask = None
+        if first is not None:
+            unseen = torch.arange(start + 1, device=first.device) < first.unsqueeze(-1)
+            mask = torch.zeros(unseen.shape, dtype=weights.norm.dtype, device=first.device)
+            mask = mask.masked_fill_(unseen, -torch.inf).repeat_interleave(self.key_heads, 0).unsqueeze(1)
         if self.product_dtype is None:
             return self._read(weights, tokens, angles, cache, start, mask)
         with torch.autocast(tokens.device.type, self.product_dtype):
@@ -214,6 +285,12 @@ class Decoder:
         if weights.head.dtype in LOW:  # as training reads them: added up and kept in float32
             return head_product(hidden, weights.head, weights.head_bias)
         return linear(hidden, weights.head, weights.head_bias)
+
+    def choose(
+        self, weights: Weights, hidden: Tensor, temperature: float, activate: Activation, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and their log-probabilities from last hidden states [rows, width]; see `samplers.choice.choose`."""
+        return choose(policy_logits(self.logits(weights, hidden), temperature, activate), uniforms)
 
     def _read_many(
         self, shape: torch.Size, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor

@@ -68,6 +68,16 @@ class Draft:
         self.alive, self._running = self.alive[keep], self._running[keep]
         return keep
 
+    def fill(self, tokens: Tensor, logp: Tensor, count: Tensor) -> None:
+        """All responses at once; tokens, logp: [rows, max_new_tokens], of which the first `count` [rows] are there.
+
+        Raises: FloatingPointError if a log-probability is NaN.
+        """
+        self.mask = torch.arange(tokens.shape[1], device=count.device) < count.unsqueeze(-1)
+        self.tokens, self.logp = tokens.where(self.mask, self._pad), logp.where(self.mask, 0.0)
+        if (broken := self.logp.isnan().any(0)).any():
+            raise FloatingPointError(f"NaN in the logits of response token {int(broken.int().argmax())}")
+
     def responses(self) -> Responses:
         """What has been written."""
         prompt, length = (x.repeat_interleave(self.group_size, 0) for x in (self.prompt, self.length))
