@@ -9,8 +9,8 @@ PIP_TORCH ?=
 .PHONY: help setup reproduce check check-thorough claims-page test test-quick test-thorough test-trl test-verl benchmark-peers faults mutants test-wheel lint figures update-figures update-sweeps update-comparison update-language clean
 
 help:
-	@echo "make reproduce       set up, then the main job (about 8 minutes on 2 cores): runs/reproduce/report.html"
-	@echo "make test            set up, then the tests (about 8 minutes on 2 cores)"
+	@echo "make reproduce       set up, then the main job (about 7 minutes on 2 cores): runs/reproduce/report.html"
+	@echo "make test            set up, then the tests (about 10 minutes on 2 cores)"
 	@echo "make check           the theory check alone; check-thorough: with 100,000,000 instances; claims-page: docs/claims.md"
 	@echo "make figures         redraw figures/ from the committed data"
 	@echo "make update-figures  copy the data of runs/reproduce into the repository and redraw docs/figures"
