@@ -125,7 +125,7 @@ def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def load(source, dtype="float32", device="cpu"):
+    def load(source, dtype="float32", device="cpu", engine="auto"):
         from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)).to(device).eval()
