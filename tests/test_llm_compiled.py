@@ -126,7 +126,7 @@ def test_the_statistics_that_training_reads_are_torchs(threads):
         slope = torch.cat([p.grad.flatten() for p in lm.model.parameters()])
         found[name] = read.logp.detach(), read.entropy.detach(), slope / slope.norm()
     for one, two in zip(found["ours"], found["torch"], strict=True):
-        # three blocks, a hundred roundings of 6e-8 each; log-probabilities are down to -20
+        # three blocks of some hundred roundings of 6e-8; seen: 3.5e-6 at log-probabilities down to -6
         torch.testing.assert_close(one, two, rtol=2e-5, atol=2e-5)
         assert not torch.equal(one, two)  # else one of them is not what it is called
 
@@ -284,7 +284,8 @@ def uniforms(rows: int, steps: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_of_torchs_decoder(case, prompts, group, temperature, count, seed):
     """Rows end at their own times and leave the batch. A token may differ where the random number is as near to an
-    edge of the distribution as float32 rounds; log-probabilities say whether it is one of those."""
+    edge of the distribution as float32 rounds. Log-probabilities: two blocks of some hundred roundings, divided by a
+    temperature down to .5; the largest difference seen was 1.8e-5."""
     _, single, ours = in_float32(case)
     numbers = uniforms(len(prompts) * group, 24, seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -296,7 +297,7 @@ def test_tokens_are_those_of_torchs_decoder(case, prompts, group, temperature, c
     wanted = CachedSampler(single).sample(prompts, group, 24, temperature, numbers)
     same = (found.tokens == wanted.tokens).all(-1)
     assert same.float().mean() > 0.9 or same.sum() >= len(same) - 1
-    torch.testing.assert_close(found.sampled_logp[same], wanted.sampled_logp[same], rtol=0, atol=2e-4)
+    torch.testing.assert_close(found.sampled_logp[same], wanted.sampled_logp[same], rtol=0, atol=1e-4)
     assert torch.equal(found.mask[same], wanted.mask[same])
 
 

@@ -157,6 +157,8 @@ def test_that_code_is_compiled_is_said_once(tmp_path, capsys):
     kernel.stats = SimpleNamespace(cache_path=str(tmp_path))
     announce((kernel,), "the engine")
     assert "compiling the engine, once on this machine" in capsys.readouterr().err
-    (tmp_path / "file.kernel-1.nbi").touch()
     announce((kernel,), "the engine")
+    assert capsys.readouterr().err == ""
+    (tmp_path / "file.kernel-1.nbi").touch()
+    announce((kernel,), "another engine")
     assert capsys.readouterr().err == ""

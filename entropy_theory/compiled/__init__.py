@@ -19,7 +19,11 @@ def forget_outdated(kernels: Iterable[Any], folder: Path) -> None:
                 index.unlink(missing_ok=True)
 
 
+_said: set[str] = set()
+
+
 def announce(kernels: Iterable[Any], what: str) -> None:
-    """Say on stderr that `what` will be compiled, which takes a while, unless kept code of all kernels is there."""
-    if not all(any(Path(k.stats.cache_path).glob(f"*.{k.__name__}-*.nbi")) for k in kernels):
+    """Say on stderr, once in a process, that `what` will be compiled, unless kept code of all kernels is there."""
+    if what not in _said and not all(any(Path(k.stats.cache_path).glob(f"*.{k.__name__}-*.nbi")) for k in kernels):
+        _said.add(what)
         print(f"compiling {what}, once on this machine: about half a minute", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Attention of one text, which follows a prompt that others share, and its derivative; and that of one new token.
+"""Attention of one text, which follows a prompt that others share, and its derivative.
 
 A text's own tokens see those of its prompt and their own up to themselves. Queries are taken a few at a time, beside
 each other on the lanes of vectors, with the tokens they see one under the other; softmax is formed anew in the backward
